@@ -1,0 +1,30 @@
+"""What training hands to the engine: whole rows of tokens with their targets, positions and document borders."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+Spans = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of one length. `targets[i]` is the token that follows `tokens[i]`; they are shifted once, in `data`.
+
+    `weights` is 0 where a token has no target (the last of a document) and 1 or more elsewhere; the loss is the
+    weighted sum divided by the sum of weights of the whole step. `spans` holds each row's document borders,
+    `(0, …, S)`: no token attends across a border. `positions` count from 0 inside each document.
+    """
+
+    tokens: Int[Tensor, "b S"]
+    targets: Int[Tensor, "b S"]
+    weights: Float[Tensor, "b S"]
+    positions: Int[Tensor, "b S"]
+    spans: Spans
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on another device."""
+        moved = (t.to(device, non_blocking=True) for t in (self.tokens, self.targets, self.weights, self.positions))
+        return Batch(*moved, spans=self.spans)

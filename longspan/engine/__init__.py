@@ -1,0 +1,1 @@
+"""Runs a decoder forward and backward at any length."""

@@ -1,0 +1,38 @@
+"""One forward and backward pass of training: loss and gradients of a batch, logits never whole."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from longspan.batch import Batch
+from longspan.engine.precision import autocast
+from longspan.model.decoder import Decoder
+
+LOSS_TILE_TOKENS = 2048  # 2,048 x 128,256 float32 logits are 1.05 GB
+
+
+def forward_backward(decoder: Decoder, batch: Batch, *, divisor: float) -> Float[Tensor, ""]:
+    """Add the gradients of (weighted loss sum / divisor) to the decoder's; the undivided loss sum comes back.
+
+    `divisor` is the sum of target weights of the whole optimizer step, over all micro-batches and ranks, so that
+    the step's loss is the mean over its targets however they are split. Loss in nats, float32, detached.
+    """
+    with autocast(decoder):
+        hidden = decoder.hidden(batch.tokens, positions=batch.positions, spans=batch.spans)
+    rows = hidden.detach().flatten(0, 1)
+    targets, weights = batch.targets.flatten(), batch.weights.flatten()
+    gradient = torch.empty_like(rows)
+    total = torch.zeros((), device=rows.device)
+    for start in range(0, rows.shape[0], LOSS_TILE_TOKENS):
+        tile = slice(start, start + LOSS_TILE_TOKENS)
+        leaf = rows[tile].requires_grad_()
+        with autocast(decoder):
+            logits = decoder.logits(leaf)
+        loss = (functional.cross_entropy(logits, targets[tile], reduction="none") * weights[tile]).sum()
+        (loss / divisor).backward()
+        assert leaf.grad is not None
+        gradient[tile] = leaf.grad
+        total += loss.detach()
+    hidden.backward(gradient.view_as(hidden))
+    return total

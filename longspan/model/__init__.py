@@ -1,0 +1,1 @@
+"""What a decoder is: the plain definition, its families, and weights in and out."""

@@ -1,0 +1,1 @@
+"""Rotary positions: frequencies in float64, methods as files, rotation, and the exporter."""

@@ -1,0 +1,54 @@
+"""Rotary frequencies as numbers: what every position method returns and what rotation and export read. No torch."""
+
+from dataclasses import dataclass
+
+from longspan.config import Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeBase:
+    """The rotary set-up a model was trained with.
+
+    `rotary_dim` d is the rotated part of a head; `theta` the base; `trained_length` N0 in tokens.
+    """
+
+    rotary_dim: int
+    theta: float
+    trained_length: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frequencies:
+    """One set of rotary frequencies: omega_i = 1 / (factors[i] · theta^(2i/d)), i = 0 … d/2 − 1.
+
+    `attention_factor` multiplies cos and sin, so logits grow by its square. `length` is the context, in tokens,
+    that the set was made for; `trained_length` is N0 of the model it came from.
+    """
+
+    theta: float
+    factors: tuple[float, ...]
+    attention_factor: float
+    length: int
+    trained_length: int
+
+    @property
+    def rotary_dim(self) -> int:
+        """d, twice the number of pairs."""
+        return 2 * len(self.factors)
+
+    @property
+    def omegas(self) -> tuple[float, ...]:
+        """Angular frequencies in float64, radians per token."""
+        d = self.rotary_dim
+        return tuple(1.0 / (factor * self.theta ** (2 * i / d)) for i, factor in enumerate(self.factors))
+
+
+class Method(Settings):
+    """A position method: a frozen value whose fields are its settings. One file in `rope/methods/` each."""
+
+    def frequencies(self, base: RopeBase, length: int) -> Frequencies:
+        """The frequencies for contexts of up to `length` tokens.
+
+        Raises `ConfigError` when the method cannot serve this base or length.
+        """
+        raise TypeError(f"{type(self).__name__} defines no frequencies")

@@ -1,0 +1,42 @@
+"""Rotation of query and key heads. Angles are formed in float64: float32 angles are off by 0.03 rad at 1M tokens."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from longspan.rope.frequencies import Frequencies
+
+
+def served_omegas(frequencies: Frequencies) -> Float[Tensor, " pairs"]:
+    """The frequencies that a serving engine rebuilds from the exported file, radians per token, float64.
+
+    Engines form 1 / (factor · theta^(2i/d)) in float32; training uses these very values, widened, so that an
+    exported model is served with exactly the positions it was trained with (docs/adr/0004-positions.md).
+    """
+    d = frequencies.rotary_dim
+    exponents = torch.arange(0, d, 2, dtype=torch.int64).float() / d
+    factors = torch.tensor(frequencies.factors, dtype=torch.float32)
+    return (1.0 / (factors * frequencies.theta**exponents)).double()
+
+
+def cos_sin(
+    positions: Int[Tensor, "b S"], frequencies: Frequencies
+) -> tuple[Float[Tensor, "b S pairs"], Float[Tensor, "b S pairs"]]:
+    """Cosine and sine of every position and pair, float32, times the attention factor; angles in float64."""
+    angles = positions.double()[..., None] * served_omegas(frequencies).to(positions.device)
+    scale = frequencies.attention_factor
+    return (angles.cos() * scale).float(), (angles.sin() * scale).float()
+
+
+def rotate(
+    x: Float[Tensor, "b h S d"], cos: Float[Tensor, "b S pairs"], sin: Float[Tensor, "b S pairs"]
+) -> Float[Tensor, "b h S d"]:
+    """Rotate the first 2·pairs dims of every head, pair i being dims (i, i + pairs); the rest passes unchanged.
+
+    The product is formed in float32 and returned in the type of `x`. This is the half-split order of Hugging Face.
+    """
+    pairs = cos.shape[-1]
+    cos, sin = cos[:, None], sin[:, None]
+    first, second = x[..., :pairs].float(), x[..., pairs : 2 * pairs].float()
+    rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+    return rotated if 2 * pairs == x.shape[-1] else torch.cat((rotated, x[..., 2 * pairs :]), dim=-1)

@@ -1,0 +1,1 @@
+"""Small helpers without torch that every floor may use: errors, files, statistics."""
