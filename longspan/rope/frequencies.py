@@ -1,5 +1,6 @@
 """Rotary frequencies as numbers: what every position method returns and what rotation and export read. No torch."""
 
+from abc import abstractmethod
 from dataclasses import dataclass
 
 from longspan.config import Settings
@@ -9,12 +10,16 @@ from longspan.config import Settings
 class RopeBase:
     """The rotary set-up a model was trained with.
 
-    `rotary_dim` d is the rotated part of a head; `theta` the base; `trained_length` N0 in tokens.
+    `rotary_dim` d is the rotated part of a head; `theta` the base; `trained_length` N0 in tokens. A model that was
+    scaled before carries its own rescale `factors` and `attention_factor`: the method `default` keeps them, every
+    other method starts again from theta and N0.
     """
 
     rotary_dim: int
     theta: float
     trained_length: int
+    factors: tuple[float, ...] | None = None
+    attention_factor: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +51,9 @@ class Frequencies:
 class Method(Settings):
     """A position method: a frozen value whose fields are its settings. One file in `rope/methods/` each."""
 
+    @abstractmethod
     def frequencies(self, base: RopeBase, length: int) -> Frequencies:
         """The frequencies for contexts of up to `length` tokens.
 
         Raises `ConfigError` when the method cannot serve this base or length.
         """
-        raise TypeError(f"{type(self).__name__} defines no frequencies")

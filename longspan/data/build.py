@@ -1,0 +1,210 @@
+"""Builds the two token stores of a job, training and held-out, whole or not at all."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from longspan.data.settings import DataSettings
+from longspan.data.sources import Document, Quarantine, Rejected, read_documents
+from longspan.data.store import Origin, StoreWriter, TokenStore
+from longspan.data.tokenize import (
+    CHECKED_CHARACTERS,
+    PIECE_CHARACTERS,
+    UncuttableText,
+    check_tokenizer,
+    check_vocabulary,
+    cut_points,
+    cut_rule,
+    encode_document,
+    for_documents,
+)
+from longspan.utils.errors import DataError
+from longspan.utils.files import fsync_folder, storage_errors
+
+Progress = Callable[[int, int], None]  # bytes of text done, bytes in all
+
+
+@dataclass(frozen=True)
+class Stores:
+    """The documents to train on and those held out, apart by whole documents."""
+
+    train: TokenStore
+    held_out: TokenStore
+
+    @classmethod
+    def open(cls, folder: Path, *, verify: bool = True) -> "Stores":
+        """Open both stores of a folder that `build_stores` wrote.
+
+        Raises `DataError` when one is missing or damaged.
+        """
+        train, held_out = (TokenStore.open(folder / name, verify=verify) for name in ("train", "held_out"))
+        return cls(train, held_out)
+
+
+@dataclass
+class _Survey:
+    """What a first reading of all sources finds, before any long work."""
+
+    quarantine: Quarantine = field(default_factory=Quarantine)
+    total_bytes: int = 0
+    train: int = 0
+    held_out: set[str] = field(default_factory=set)
+    first_text: str = ""
+    contents: Any = field(default_factory=hashlib.sha256)
+
+    def add(self, document: Document, *, held_out: bool) -> None:
+        self.first_text = self.first_text or document.text[:CHECKED_CHARACTERS]
+        self.total_bytes += document.size_bytes
+        if held_out:
+            self.held_out.add(document.id)
+        else:
+            self.train += 1
+        for part in (document.id.encode("utf-8", "surrogatepass"), document.text.encode()):
+            self.contents.update(len(part).to_bytes(8, "little") + hashlib.sha256(part).digest())
+
+
+def is_held_out(document_id: str, settings: DataSettings) -> bool:
+    """Whether a document is kept from training: by a glob over its id, or by the hash of its id."""
+    if any(fnmatchcase(document_id, pattern) for pattern in settings.held_out):
+        return True
+    digest = hashlib.blake2b(document_id.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "little") < settings.held_out_share * 2**64
+
+
+def build_stores(
+    folder: Path,
+    settings: DataSettings,
+    *,
+    tokenizer: Tokenizer,
+    vocabulary: int,
+    separator: int,
+    progress: Progress | None = None,
+) -> Stores:
+    """Tokenize all sources into `folder`/train and `folder`/held_out, or open them when they are there already.
+
+    A finished pair is used again when its fingerprint (texts, ids, split, tokenizer, what was set aside) is still
+    right. Otherwise a new pair is built beside it and the old one is kept under another name. A build that was
+    killed leaves nothing that opens, and starts again. `vocabulary` is the model's; `separator` ends each document.
+    Raises `DataError` for sources, tokenizers and stores that cannot be used, before long work.
+    """
+    check_vocabulary(for_documents(tokenizer), vocabulary)
+    survey = _survey(settings, tokenizer)
+    origin = _origin(survey, tokenizer, vocabulary=vocabulary, separator=separator)
+    if folder.exists():
+        stores = Stores.open(folder)
+        if {stores.train.fingerprint, stores.held_out.fingerprint} == {origin.fingerprint}:
+            return stores
+    building = folder.with_name(f".{folder.name}.building")
+    with storage_errors(building):
+        if building.exists():  # ours, left by a build that was killed
+            shutil.rmtree(building)
+    try:
+        _write(building, settings, tokenizer=tokenizer, origin=origin, survey=survey, progress=progress)
+    except BaseException:
+        shutil.rmtree(building, ignore_errors=True)
+        raise
+    with storage_errors(folder):
+        if folder.exists():
+            folder.rename(_free_name(folder))
+        building.rename(folder)
+        fsync_folder(folder.parent)
+    return Stores.open(folder, verify=False)
+
+
+def _origin(survey: _Survey, tokenizer: Tokenizer, *, vocabulary: int, separator: int) -> Origin:
+    tokenizer_sha256 = hashlib.sha256(tokenizer.to_str().encode()).hexdigest()
+    set_aside = survey.quarantine.record()
+    decides = {
+        "format": 1,  # raise it when the same texts are to give other tokens
+        "contents": survey.contents.hexdigest(),
+        "held_out": sorted(survey.held_out),
+        "tokenizer": tokenizer_sha256,
+        "vocabulary": vocabulary,
+        "separator": separator,
+        "quarantine": {reason: found.count for reason, found in set_aside.items()},
+    }
+    return Origin(
+        vocabulary=vocabulary,
+        separator=separator,
+        tokenizer_sha256=tokenizer_sha256,
+        fingerprint=hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest(),
+        quarantine=set_aside,
+    )
+
+
+def _survey(settings: DataSettings, tokenizer: Tokenizer) -> _Survey:
+    survey = _Survey()
+    for document in _usable(settings, tokenizer, survey.quarantine):
+        survey.add(document, held_out=is_held_out(document.id, settings))
+    where = ", ".join(str(source.path) for source in settings.sources)
+    if not survey.train:
+        raise DataError(
+            "data.nothing-to-train",
+            f"no document is left to train on: {len(survey.held_out)} held out, set aside: {survey.quarantine}",
+            where=where,
+            fix="give more documents, or hold out fewer",
+        )
+    idle = [p for p in settings.held_out if not any(fnmatchcase(name, p) for name in survey.held_out)]
+    if idle or (settings.held_out_share and not survey.held_out):
+        raise DataError(
+            "data.nothing-held-out",
+            f"held_out {idle[0]!r} matches no document" if idle else "held_out_share is too small to hold out anything",
+            where=where,
+            fix="name documents by their ids (paths relative to the source) in held_out, or raise held_out_share",
+        )
+    check_tokenizer(tokenizer, survey.first_text)
+    return survey
+
+
+def _usable(settings: DataSettings, tokenizer: Tokenizer, quarantine: Quarantine) -> Iterator[Document]:
+    rule = cut_rule(tokenizer)
+    cap_bytes = settings.max_document_bytes
+    for document in read_documents(settings.sources, max_document_bytes=cap_bytes, quarantine=quarantine):
+        try:
+            cut_points(document.text, rule, piece_characters=PIECE_CHARACTERS)
+        except UncuttableText:
+            quarantine.add(Rejected(document.id, "no-cut-point"))
+        else:
+            yield document
+
+
+def _write(
+    building: Path,
+    settings: DataSettings,
+    *,
+    tokenizer: Tokenizer,
+    origin: Origin,
+    survey: _Survey,
+    progress: Progress | None,
+) -> None:
+    again = _Survey()
+    with StoreWriter(building / "train", origin) as train, StoreWriter(building / "held_out", origin) as held:
+        for document in _usable(settings, tokenizer, again.quarantine):
+            held_out = is_held_out(document.id, settings)
+            again.add(document, held_out=held_out)
+            (held if held_out else train).add(document.id, encode_document(document.text, tokenizer))
+            if progress:
+                progress(again.total_bytes, survey.total_bytes)
+        if again.contents.digest() != survey.contents.digest():
+            raise DataError(
+                "data.sources-changed",
+                "the sources changed while they were read",
+                where=", ".join(str(source.path) for source in settings.sources),
+                fix="run again when nothing writes to them",
+            )
+        train.finish()
+        held.finish()
+
+
+def _free_name(folder: Path) -> Path:
+    number = 1
+    while (name := folder.with_name(f"{folder.name}.old-{number}")).exists():
+        number += 1
+    return name

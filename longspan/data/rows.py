@@ -1,0 +1,197 @@
+"""Rows of a stage as a pure function of (seed, stage, sample): nothing is carried along, so resume is exact."""
+
+import hashlib
+import itertools
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from jaxtyping import Float32, Int64
+from numpy.typing import NDArray
+
+from longspan.data.settings import MixPart
+from longspan.data.shares import Shares
+from longspan.data.store import TokenStore
+from longspan.probes import Encode, Probe, training_row
+from longspan.utils.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One row of S tokens, ready for training.
+
+    `targets[i]` follows `tokens[i]` in its document; where nothing follows, the weight is 0. `positions` count from 0
+    in every span; `spans` are the borders (0, …, S) that no token attends across.
+    """
+
+    tokens: Int64[np.ndarray, " S"]
+    targets: Int64[np.ndarray, " S"]
+    weights: Float32[np.ndarray, " S"]
+    positions: Int64[np.ndarray, " S"]
+    spans: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class _Window:
+    """A part of a row: ids, targets, weights, and the lengths of its spans."""
+
+    tokens: NDArray[np.int64]
+    targets: NDArray[np.int64]
+    weights: NDArray[np.float32]
+    span_lengths: list[int]
+
+
+class StageRows:
+    """All rows of one stage: `row(sample)` for sample 0, 1, 2, … without end.
+
+    Over any first n samples each part of the mix has its share of n to within 2. A text part takes its rows from
+    epochs: in each, every pair of neighbouring tokens of every document is trained on exactly once. Raises
+    `ConfigError` when a part's length is no whole fraction of the stage's, `DataError` when there is too little text.
+    """
+
+    def __init__(
+        self, store: TokenStore, *, length: int, mix: Sequence[MixPart], seed: int, stage: int, encode: Encode
+    ) -> None:
+        self._length, self._seed, self._stage = length, seed, stage
+        self._shares = Shares([part.share for part in mix])
+        self._parts = [
+            _TextPart(store, length=_part_length(part, length), key=(seed, stage, index))
+            if part.probe is None
+            else _ProbePart(store, part.probe, length=_part_length(part, length), items=part.items, encode=encode)
+            for index, part in enumerate(mix)
+        ]
+
+    def row(self, sample: int) -> Row:
+        """The row with this number; the same in every process, whatever was asked before."""
+        part, index = self._shares.place(sample)
+        source = self._parts[part]
+        packed = self._length // source.length
+        if isinstance(source, _TextPart):
+            windows = [source.window(index * packed + slot) for slot in range(packed)]
+        else:
+            windows = [source.window(_random((self._seed, self._stage, sample, slot))) for slot in range(packed)]
+        return _joined(windows)
+
+
+class _TextPart:
+    """Windows of the documents' tokens.
+
+    The documents of an epoch, in random order, are one stream of tokens. It is cut into windows of `length`, and the
+    windows are visited in random order. The last one is filled up with separators of weight 0.
+    """
+
+    def __init__(self, store: TokenStore, *, length: int, key: tuple[int, ...]) -> None:
+        if store.tokens < 2:
+            raise DataError("data.store-empty", "there is no text", where=str(store.folder), fix="give some text")
+        self.length = length
+        self._store, self._key = store, key
+        self._windows = -(-store.tokens // length)
+        self._epoch = lru_cache(maxsize=2)(self._order)
+
+    def _order(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Of one epoch: the documents' order, where each ends in the stream, and the windows' order."""
+        generator = np.random.Generator(np.random.PCG64(_digest((*self._key, epoch))))
+        documents = generator.permutation(len(self._store))
+        return documents, np.cumsum(self._store.lengths[documents]), generator.permutation(self._windows)
+
+    def window(self, number: int) -> _Window:
+        epoch, visit = divmod(number, self._windows)
+        documents, ends, windows = self._epoch(epoch)
+        start = int(windows[visit]) * self.length
+        stop = min(start + self.length, self._store.tokens)
+        tokens = np.full(self.length, self._store.separator, dtype=np.int64)
+        targets = tokens.copy()
+        weights = np.zeros(self.length, dtype=np.float32)
+        span_lengths: list[int] = []
+        at = start
+        for index in itertools.count(int(np.searchsorted(ends, start, side="right"))):
+            if at == stop:
+                break
+            document, end = int(documents[index]), int(ends[index])
+            count = min(end, stop) - at
+            first = at - (end - int(self._store.lengths[document]))
+            followed = count - (at + count == end)  # the last token of a document has no target
+            ids = self._store.read(document, first, followed + 1)
+            here = at - start
+            tokens[here : here + count] = ids[:count]
+            targets[here : here + followed] = ids[1:]
+            weights[here : here + followed] = 1.0
+            span_lengths.append(count)
+            at += count
+        if stop - start < self.length:
+            span_lengths.append(self.length - (stop - start))
+        return _Window(tokens, targets, weights, span_lengths)
+
+
+class _ProbePart:
+    """Windows of text in which a probe has planted its lines, with its questions and answers at the end."""
+
+    def __init__(self, store: TokenStore, probe: Probe, *, length: int, items: int, encode: Encode) -> None:
+        self.length = length
+        self._store, self._probe, self._items, self._encode = store, probe, items, encode
+        self._text_lengths = store.lengths - 1  # a haystack has no separators inside
+        self._text_ends = np.cumsum(self._text_lengths)
+        available = int(self._text_ends[-1]) if len(store) else 0
+        if available < length + 1:
+            raise DataError(
+                "data.haystack-short",
+                f"probes at {length:,} tokens need that much text, and there are {available:,} tokens of it",
+                where=str(store.folder),
+                fix="give more text, or a shorter length",
+            )
+
+    def window(self, rng: random.Random) -> _Window:
+        ids, weights = training_row(
+            self._probe,
+            self._haystack(rng.randrange(int(self._text_ends[-1]))),
+            length=self.length,
+            items=self._items,
+            encode=self._encode,
+            rng=rng,
+        )
+        return _Window(ids[:-1], ids[1:], weights[1:], [self.length])
+
+    def _haystack(self, start: int) -> NDArray[np.int64]:
+        """length + 1 tokens from a place in all text, document after document, going on at the first after the last."""
+        document = int(np.searchsorted(self._text_ends, start, side="right"))
+        first = start - int(self._text_ends[document] - self._text_lengths[document])
+        parts, wanted = [], self.length + 1
+        while wanted:
+            count = min(wanted, int(self._text_lengths[document]) - first)
+            parts.append(self._store.read(document, first, count))
+            wanted -= count
+            document, first = (document + 1) % len(self._store), 0
+        return np.concatenate(parts)
+
+
+def _part_length(part: MixPart, length: int) -> int:
+    if part.length is None:
+        return length
+    if part.length > length or length % part.length:
+        raise ConfigError(
+            "data.mix-length",
+            f"documents of {part.length} tokens do not fill rows of {length}",
+            fix="choose a length that divides the stage's length",
+        )
+    return part.length
+
+
+def _joined(windows: list[_Window]) -> Row:
+    span_lengths = [n for window in windows for n in window.span_lengths]
+    return Row(
+        tokens=np.concatenate([window.tokens for window in windows]),
+        targets=np.concatenate([window.targets for window in windows]),
+        weights=np.concatenate([window.weights for window in windows]),
+        positions=np.concatenate([np.arange(n, dtype=np.int64) for n in span_lengths]),
+        spans=(0, *itertools.accumulate(span_lengths)),
+    )
+
+
+def _digest(key: tuple[int, ...]) -> int:
+    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=16).digest(), "little")
+
+
+def _random(key: tuple[int, ...]) -> random.Random:
+    return random.Random(_digest(key))

@@ -1,0 +1,63 @@
+"""What a recipe says about data: where texts come from, which are held out, and what a stage's rows are made of."""
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import AfterValidator, Field
+
+from longspan.config import Settings, any_kind
+from longspan.probes import Probe
+
+if TYPE_CHECKING:
+    AnyProbe = Probe
+else:
+    AnyProbe = any_kind("longspan.probes")  # the union of the files in probes/, told apart by `kind`
+
+
+class SourceSettings(Settings):
+    """One place with documents: a text, jsonl or parquet file, or a folder of them.
+
+    `text_field` names the field of jsonl and parquet rows that holds the text; text files have no fields.
+    """
+
+    path: Path
+    text_field: str = "text"
+
+
+class DataSettings(Settings):
+    """All documents of a job.
+
+    A document is held out when its id matches a glob of `held_out`, or by the hash of its id for the share
+    `held_out_share`. `tokenizer` is a tokenizer.json or its folder; None takes the model's own. Documents above
+    `max_document_bytes` (UTF-8) are set aside and counted.
+    """
+
+    sources: Annotated[tuple[SourceSettings, ...], Field(min_length=1)]
+    held_out: tuple[str, ...] = ()
+    held_out_share: float = Field(default=0.0, ge=0.0, lt=1.0)
+    tokenizer: Path | None = None
+    max_document_bytes: int = Field(default=2**30, ge=1)
+
+
+class MixPart(Settings):
+    """A share of a stage's rows, by tokens: plain text, or a probe planted in text.
+
+    `items` lines are planted in a probe's text. Documents of `length` tokens, shorter than the stage's and a whole
+    fraction of it, are packed into the row; None means the stage's length.
+    """
+
+    share: float = Field(gt=0.0, le=1.0)
+    probe: AnyProbe | None = None
+    items: int = Field(default=8, ge=1)
+    length: int | None = Field(default=None, ge=2)
+
+
+def _shares_add_up(parts: tuple[MixPart, ...]) -> tuple[MixPart, ...]:
+    total = math.fsum(part.share for part in parts)
+    if abs(total - 1.0) > 1e-6:
+        raise ValueError(f"the shares of a mix must add up to 1, not {total:g}")
+    return parts
+
+
+Mix = Annotated[tuple[MixPart, ...], Field(min_length=1), AfterValidator(_shares_add_up)]

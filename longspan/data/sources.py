@@ -1,0 +1,244 @@
+"""Documents out of files: reads text, jsonl and parquet, and sets damaged input aside with a reason."""
+
+import json
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from longspan.config import Settings
+from longspan.data.settings import SourceSettings
+from longspan.utils.errors import DataError
+
+SHOWN_NAMES = 5
+PARQUET_ROWS = 16  # a batch of rows: documents may be large, so few at a time
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """One text with its id. `size_bytes` is its length in UTF-8."""
+
+    id: str
+    text: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """Something in a source that is no usable document, and why."""
+
+    name: str
+    reason: str
+
+
+class Quarantined(Settings):
+    """How many things were set aside for one reason, and the first few of them."""
+
+    count: int
+    first: tuple[str, ...]
+
+
+class Quarantine:
+    """What was set aside, by reason."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._first: defaultdict[str, list[str]] = defaultdict(list)
+
+    def add(self, rejected: Rejected) -> None:
+        """Count one more."""
+        self._counts[rejected.reason] += 1
+        if self._counts[rejected.reason] <= SHOWN_NAMES:
+            self._first[rejected.reason].append(rejected.name)
+
+    def record(self) -> dict[str, Quarantined]:
+        """What a manifest keeps, sorted by reason."""
+        return {
+            reason: Quarantined(count=count, first=tuple(self._first[reason]))
+            for reason, count in sorted(self._counts.items())
+        }
+
+    def __str__(self) -> str:
+        return ", ".join(f"{count} {reason}" for reason, count in sorted(self._counts.items())) or "nothing"
+
+
+def read_documents(
+    sources: Sequence[SourceSettings], *, max_document_bytes: int, quarantine: Quarantine
+) -> Iterator[Document]:
+    """Every usable document of the sources, in a fixed order, one in memory at a time.
+
+    Ids are paths relative to the source's folder; rows of jsonl and parquet have their own `id`, or `path#row`
+    counted from 1. Ids may repeat: equal ids are held out together. All else goes to `quarantine`.
+    Raises `DataError` when a path does not exist or a source has no usable document.
+    """
+    for source in sources:
+        if not source.path.exists():
+            raise DataError(
+                "data.missing", "there is no such file or folder", where=str(source.path), fix="check the source's path"
+            )
+    for source in sources:
+        here, found = Quarantine(), False
+        for item in _source(source, max_document_bytes):
+            if isinstance(item, Document):
+                found = True
+                yield item
+            else:
+                here.add(item)
+                quarantine.add(item)
+        if not found:
+            raise DataError(
+                "data.no-documents",
+                f"no usable document in this source (set aside: {here})",
+                where=str(source.path),
+                fix=f"give text files, or jsonl or parquet with text in the field {source.text_field!r}",
+            )
+
+
+def _source(source: SourceSettings, cap_bytes: int) -> Iterator[Document | Rejected]:
+    for item in _files(source.path):
+        if isinstance(item, Rejected):
+            yield item
+            continue
+        name, path = item
+        try:
+            if path.suffix == ".jsonl":
+                yield from _jsonl(path, name, field=source.text_field, cap_bytes=cap_bytes)
+            elif path.suffix == ".parquet":
+                yield from _parquet(path, name, field=source.text_field, cap_bytes=cap_bytes)
+            else:
+                yield _text_file(path, name, cap_bytes)
+        except OSError:
+            yield Rejected(name, "unreadable")
+
+
+def _files(root: Path) -> list[tuple[str, Path] | Rejected]:
+    """Name and path of every file, sorted by name. Links are never followed below the root."""
+    if root.is_file():
+        return [(root.name, root)]
+    found: list[tuple[str, tuple[str, Path] | Rejected]] = []
+
+    def unreadable(error: OSError) -> None:
+        found.append(("", Rejected(str(error.filename), "unreadable")))
+
+    for folder, folders, files in os.walk(root, onerror=unreadable):
+        for entry in [*folders, *files]:
+            path = Path(folder, entry)
+            name = path.relative_to(root).as_posix()
+            reason = _refused_entry(path, root)
+            if reason:
+                found.append((name, Rejected(name, reason)))
+            elif entry in files:
+                found.append((name, (name, path)))
+        folders[:] = [entry for entry in folders if not entry.startswith(".")]
+    return [item for _, item in sorted(found, key=lambda pair: pair[0])]
+
+
+def _refused_entry(path: Path, root: Path) -> str:
+    if path.name.startswith("."):
+        return "hidden"
+    if path.is_symlink():
+        # A link inside the folder points at something that is read under its own name.
+        return "link-inside" if path.resolve().is_relative_to(root.resolve()) else "link-outside"
+    return "" if path.is_file() or path.is_dir() else "not-a-file"
+
+
+def _checked(name: str, text: str, cap_bytes: int) -> Document | Rejected:
+    if not text or text.isspace():
+        return Rejected(name, "empty")
+    if "\0" in text:
+        return Rejected(name, "binary")
+    try:
+        size_bytes = len(text) if text.isascii() else len(text.encode())
+    except UnicodeEncodeError:  # JSON may spell half of a surrogate pair
+        return Rejected(name, "invalid-unicode")
+    if size_bytes > cap_bytes:
+        return Rejected(name, "too-large")
+    return Document(id=name, text=text, size_bytes=size_bytes)
+
+
+def _decoded(name: str, content: bytes, cap_bytes: int) -> Document | Rejected:
+    if b"\0" in content:
+        return Rejected(name, "binary")
+    try:
+        return _checked(name, content.decode("utf-8-sig"), cap_bytes)
+    except UnicodeDecodeError:
+        return Rejected(name, "invalid-utf8")
+
+
+def _text_file(path: Path, name: str, cap_bytes: int) -> Document | Rejected:
+    if path.stat().st_size > cap_bytes:
+        return Rejected(name, "too-large")
+    return _decoded(name, path.read_bytes(), cap_bytes)
+
+
+def _jsonl(path: Path, name: str, *, field: str, cap_bytes: int) -> Iterator[Document | Rejected]:
+    """One document a line; the cap holds for the whole line, so that no line can fill the memory."""
+    with path.open("rb") as file:
+        number = 0
+        while line := file.readline(cap_bytes + 1):
+            number += 1
+            row_name = f"{name}#{number}"
+            if len(line) > cap_bytes:
+                while line and not line.endswith(b"\n"):
+                    line = file.readline(2**20)
+                yield Rejected(row_name, "too-large")
+            elif not line.isspace():
+                yield _json_row(line, row_name, field=field, cap_bytes=cap_bytes)
+    if number == 0:
+        yield Rejected(name, "empty")
+
+
+def _json_row(line: bytes, name: str, *, field: str, cap_bytes: int) -> Document | Rejected:
+    try:
+        row = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        return Rejected(name, "invalid-utf8")
+    except (ValueError, RecursionError):
+        return Rejected(name, "bad-json")
+    if not isinstance(row, dict):
+        return Rejected(name, "bad-json")
+    return _row(row, name, field=field, cap_bytes=cap_bytes)
+
+
+def _row(row: dict[str, Any], name: str, *, field: str, cap_bytes: int) -> Document | Rejected:
+    own = row.get("id")
+    if isinstance(own, (str, int)) and own != "":
+        name = str(own)
+    value = row.get(field)
+    if value is None:
+        return Rejected(name, "missing-field")
+    if isinstance(value, bytes):
+        return _decoded(name, value, cap_bytes)
+    return _checked(name, value, cap_bytes) if isinstance(value, str) else Rejected(name, "not-text")
+
+
+def _parquet(path: Path, name: str, *, field: str, cap_bytes: int) -> Iterator[Document | Rejected]:
+    """One document a row, read a few rows at a time: no column is ever joined, so 32-bit offsets cannot overflow."""
+    try:
+        with pq.ParquetFile(path) as file:
+            columns = [column for column in ("id", field) if column in file.schema_arrow.names]
+            if field not in columns:
+                yield Rejected(name, "missing-field")
+                return
+            number = 0
+            for batch in file.iter_batches(batch_size=PARQUET_ROWS, columns=columns):
+                for index in range(batch.num_rows):
+                    number += 1
+                    yield _parquet_row(batch, index, f"{name}#{number}", field=field, cap_bytes=cap_bytes)
+            if number == 0:
+                yield Rejected(name, "empty")
+    except pa.ArrowException:
+        yield Rejected(name, "damaged-parquet")
+
+
+def _parquet_row(batch: Any, index: int, name: str, *, field: str, cap_bytes: int) -> Document | Rejected:
+    try:
+        row = {column: batch.column(column)[index].as_py() for column in batch.schema.names}
+    except UnicodeDecodeError:
+        return Rejected(name, "invalid-utf8")
+    return _row(row, name, field=field, cap_bytes=cap_bytes)

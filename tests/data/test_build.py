@@ -1,0 +1,228 @@
+"""Both stores of a job are built whole or not at all, used again when right, and kept when replaced."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from longspan.data.build import Stores, build_stores, is_held_out
+from longspan.data.settings import DataSettings, SourceSettings
+from longspan.utils.errors import DataError, StorageError
+
+TEXTS = {"a.txt": "one two three 123", "b/c.txt": "four five\r\n<|endoftext|> six", "b/d.txt": "seven", "bad.txt": ""}
+
+
+@pytest.fixture
+def corpus(tmp_path) -> Path:
+    for name, text in TEXTS.items():
+        path = tmp_path / "corpus" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(text.encode())
+    return tmp_path / "corpus"
+
+
+@pytest.fixture
+def build(corpus, tmp_path, tokenizer):
+    def run(progress=None, **settings) -> Stores:
+        data = DataSettings(**{"sources": (SourceSettings(path=corpus),), "held_out": ("b/d*",), **settings})
+        return build_stores(
+            tmp_path / "tokens", data, tokenizer=tokenizer, vocabulary=320, separator=0, progress=progress
+        )
+
+    return run
+
+
+def texts(store, tokenizer) -> dict[str, str]:
+    result = {}
+    for number, name in enumerate(store.documents):
+        ids = store.read(number, 0, int(store.lengths[number])).tolist()
+        assert ids[-1] == 0
+        assert 0 not in ids[:-1]
+        result[name] = tokenizer.decode(ids[:-1])
+    return result
+
+
+def test_documents_end_up_in_their_store(build, tokenizer, tmp_path) -> None:
+    stores = build()
+    assert texts(stores.train, tokenizer) == {name: TEXTS[name] for name in ("a.txt", "b/c.txt")}
+    assert texts(stores.held_out, tokenizer) == {"b/d.txt": "seven"}
+    assert stores.train.manifest.origin.quarantine["empty"].first == ("bad.txt",)
+    assert stores.train.fingerprint == stores.held_out.fingerprint
+    assert sorted(os.listdir(tmp_path)) == ["corpus", "tokens"]
+
+
+def test_progress_ends_at_the_total(build) -> None:
+    seen: list[tuple[int, int]] = []
+    build(progress=lambda done, total: seen.append((done, total)))
+    total = sum(len(text.encode()) for text in TEXTS.values())
+    assert [total for _, total in seen] == [total] * 3
+    assert [done for done, _ in seen] == [17, 17 + 28, total]
+
+
+def test_finished_stores_are_used_again(build, tmp_path) -> None:
+    build()
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "tokens").rglob("*")}
+    build(progress=lambda *_: pytest.fail("built again"))
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "tokens").rglob("*")} == before
+
+
+@pytest.mark.parametrize("change", ["text", "name", "split", "bad"])
+def test_other_contents_build_beside_and_keep_the_old(build, corpus, tmp_path, change) -> None:
+    first = build()
+    settings = {}
+    if change == "text":
+        (corpus / "a.txt").write_text("one two three 124")
+    elif change == "name":
+        (corpus / "a.txt").rename(corpus / "e.txt")
+    elif change == "split":
+        settings = {"held_out": ("a*",)}
+    else:
+        (corpus / "bad2.txt").touch()
+    second = build(**settings)
+    assert second.train.fingerprint != first.train.fingerprint
+    assert Stores.open(tmp_path / "tokens.old-1").train.fingerprint == first.train.fingerprint
+    third = build(held_out=("b/c*",))
+    assert third.held_out.documents == ("b/c.txt",)
+    assert Stores.open(tmp_path / "tokens.old-2").train.fingerprint == second.train.fingerprint
+
+
+def test_damaged_store_is_neither_used_nor_replaced(build, tmp_path) -> None:
+    build()
+    path = tmp_path / "tokens" / "held_out" / "tokens.bin"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(DataError) as error:
+        build()
+    assert error.value.where == str(path)
+    assert path.exists()
+
+
+def test_failed_build_leaves_nothing_and_harms_nothing(build, tmp_path) -> None:
+    def fail(*_: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build(progress=fail)
+    assert os.listdir(tmp_path) == ["corpus"]
+    first = build()
+    with pytest.raises(KeyboardInterrupt):
+        build(progress=fail, held_out=("a*",))
+    assert sorted(os.listdir(tmp_path)) == ["corpus", "tokens"]
+    assert Stores.open(tmp_path / "tokens").train.fingerprint == first.train.fingerprint
+
+
+def test_full_disk(build, tmp_path, monkeypatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(StorageError) as error:
+            build()
+    assert error.value.code == "storage.full"
+    assert os.listdir(tmp_path) == ["corpus"]
+    build()
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from longspan.data.build import build_stores
+from longspan.data.settings import DataSettings, SourceSettings
+from longspan.data.tokenize import load_tokenizer
+folder = Path(sys.argv[1])
+build_stores(
+    folder / "tokens",
+    DataSettings(sources=(SourceSettings(path=folder / "corpus"),), held_out=("b/d*",)),
+    tokenizer=load_tokenizer(folder),
+    vocabulary=320,
+    separator=0,
+    progress=lambda done, total: os.kill(os.getpid(), signal.SIGKILL) if done > 20 else None,
+)
+"""
+
+
+def test_killed_build_starts_again(build, tmp_path, tokenizer) -> None:
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], cwd=root, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert not (tmp_path / "tokens").exists()
+    assert (tmp_path / ".tokens.building").exists()
+    stores = build()
+    assert texts(stores.train, tokenizer) == {name: TEXTS[name] for name in ("a.txt", "b/c.txt")}
+    assert not (tmp_path / ".tokens.building").exists()
+
+
+def test_sources_that_change_under_the_build(build, corpus, tmp_path) -> None:
+    def change(*_: int) -> None:
+        (corpus / "b" / "c.txt").write_text("other words")
+
+    with pytest.raises(DataError, match="changed") as error:
+        build(progress=change)
+    assert error.value.code == "data.sources-changed"
+    assert os.listdir(tmp_path) == ["corpus"]
+
+
+def test_share_splits_whole_documents(corpus, build) -> None:
+    for n in range(400):
+        (corpus / f"{n}.txt").write_text(f"text {n}")
+    stores = build(held_out=(), held_out_share=0.25)
+    train, held_out = set(stores.train.documents), set(stores.held_out.documents)
+    assert not train & held_out
+    assert train | held_out == {*TEXTS, *(f"{n}.txt" for n in range(400))} - {"bad.txt"}
+    assert 65 <= len(held_out) <= 140  # 403 documents at 1/4; four standard deviations are 35
+    more = build(held_out=("7*",), held_out_share=0.5)
+    assert held_out < set(more.held_out.documents)
+
+
+def test_split_depends_on_the_id_only(corpus) -> None:
+    half = DataSettings(sources=(SourceSettings(path=corpus),), held_out=("x/*.md", "half \ud83d"), held_out_share=0.5)
+    assert is_held_out("x/y/z.md", half)
+    assert is_held_out("half \ud83d", half)
+    assert [is_held_out(f"{n}", half) for n in range(8)] == [is_held_out(f"{n}", half) for n in range(8)]
+    assert {is_held_out(f"{n}", half) for n in range(50)} == {True, False}
+
+
+@pytest.mark.parametrize(
+    ("settings", "code"),
+    [
+        ({"held_out": ("*",)}, "data.nothing-to-train"),
+        ({"held_out": ("b/d*", "emma.txt")}, "data.nothing-held-out"),
+        ({"held_out": (), "held_out_share": 1e-9}, "data.nothing-held-out"),
+    ],
+)
+def test_splits_that_cannot_be_meant(build, settings, code) -> None:
+    with pytest.raises(DataError) as error:
+        build(progress=lambda *_: pytest.fail("work began"), **settings)
+    assert error.value.code == code
+
+
+def test_text_without_cut_points_is_set_aside(corpus, build) -> None:
+    (corpus / "line.txt").write_text("x" * 1_000_100 + " y")
+    stores = build()
+    assert stores.train.manifest.origin.quarantine["no-cut-point"].first == ("line.txt",)
+    assert "line.txt" not in stores.train.documents
+
+
+def test_long_single_line(corpus, build, tokenizer, make_prose) -> None:
+    text = make_prose(400_000).replace("\n", " ")
+    (corpus / "line.txt").write_text(text)
+    stores = build()
+    number = stores.train.documents.index("line.txt")
+    assert tokenizer.decode(stores.train.read(number, 0, int(stores.train.lengths[number]) - 1).tolist()) == text
+
+
+def test_model_that_is_too_small(corpus, tmp_path, tokenizer) -> None:
+    with pytest.raises(DataError) as error:
+        build_stores(
+            tmp_path / "tokens",
+            DataSettings(sources=(SourceSettings(path=corpus),)),
+            tokenizer=tokenizer,
+            vocabulary=300,
+            separator=0,
+        )
+    assert error.value.code == "data.tokenizer-vocabulary"

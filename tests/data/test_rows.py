@@ -1,0 +1,243 @@
+"""Rows by brute force: every pair of every document once an epoch, right targets, positions and borders, no state."""
+
+import itertools
+import random
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from longspan.data import rows as rows_module
+from longspan.data.collate import collate
+from longspan.data.rows import StageRows
+from longspan.data.settings import MixPart
+from longspan.data.tokenize import plain_encode
+from longspan.probes.key_value import KeyValue
+from longspan.probes.passkey import Passkey
+from longspan.utils.errors import ConfigError, DataError
+
+SEPARATOR = 0
+TEXT = (MixPart(share=1.0),)
+
+
+def no_encode(text: str) -> list[int]:
+    raise AssertionError("text rows encode nothing")
+
+
+def unique_documents(lengths: list[int]) -> list[list[int]]:
+    """Every token of the corpus is another number, so that a token tells where it came from."""
+    numbers = itertools.count(1)
+    return [[next(numbers) for _ in range(length)] for length in lengths]
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 40), min_size=1, max_size=12),
+    window=st.integers(2, 30),
+    packed=st.integers(1, 3),
+    epoch=st.integers(0, 2),
+    seed=st.integers(0, 5),
+)
+def test_every_epoch_has_every_pair_once(make_store, lengths, window, packed, epoch, seed) -> None:
+    if sum(lengths) == 0:
+        lengths = [*lengths, 3]
+    documents = unique_documents(lengths)
+    with tempfile.TemporaryDirectory() as folder:
+        store = make_store(Path(folder, "s"), documents, vocabulary=2**16, separator=SEPARATOR)
+        mix = (MixPart(share=1.0, length=window),)
+        length = window * packed
+        stage = StageRows(store, length=length, mix=mix, seed=seed, stage=1, encode=no_encode)
+        windows = -(-sum(n + 1 for n in lengths) // window)
+        first, stop = epoch * windows, (epoch + 1) * windows
+        pairs: Counter[tuple[int, int]] = Counter()
+        for sample in range(first // packed, -(-stop // packed)):
+            row = stage.row(sample)
+            for slot in range(packed):
+                if first <= sample * packed + slot < stop:
+                    here = slice(slot * window, (slot + 1) * window)
+                    for token, target, weight in zip(
+                        row.tokens[here], row.targets[here], row.weights[here], strict=True
+                    ):
+                        pairs[int(token), int(target)] += int(weight)
+                        assert weight in (0.0, 1.0)
+        del store, stage
+    expected = Counter(pair for ids in documents for pair in itertools.pairwise([*ids, SEPARATOR]))
+    assert +pairs == expected
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 50), min_size=1, max_size=12),
+    window=st.integers(2, 40),
+    packed=st.integers(1, 3),
+    sample=st.integers(0, 60),
+)
+def test_spans_positions_and_targets(make_store, lengths, window, packed, sample) -> None:
+    documents = unique_documents(lengths)
+    owner = {token: number for number, ids in enumerate(documents) for token in ids}
+    following = {pair[0]: pair[1] for ids in documents for pair in itertools.pairwise([*ids, SEPARATOR])}
+    with tempfile.TemporaryDirectory() as folder:
+        store = make_store(Path(folder, "s"), documents, vocabulary=2**16, separator=SEPARATOR)
+        mix = (MixPart(share=1.0, length=window),)
+        length = window * packed
+        row = StageRows(store, length=length, mix=mix, seed=3, stage=0, encode=no_encode).row(sample)
+        del store
+    assert row.spans[0] == 0
+    assert row.spans[-1] == length
+    assert {window * n for n in range(packed + 1)} <= set(row.spans)
+    for start, stop in itertools.pairwise(row.spans):
+        assert start < stop
+        assert row.positions[start:stop].tolist() == list(range(stop - start))
+        inside = row.tokens[start:stop].tolist()
+        owners = {owner[token] for token in inside if token != SEPARATOR}
+        assert len(owners) <= 1
+        for here, token in zip(range(start, stop), inside, strict=True):
+            if token == SEPARATOR:  # the end of a document, or filling
+                assert row.weights[here] == 0
+            else:
+                assert row.weights[here] == 1
+                assert row.targets[here] == following[token]
+                assert here + 1 == stop or row.tokens[here + 1] == following[token]
+    assert (row.tokens.dtype, row.targets.dtype, row.positions.dtype) == (np.int64, np.int64, np.int64)
+    assert row.weights.dtype == np.float32
+
+
+def test_documents_are_visited_in_another_order_each_epoch_stage_and_seed(tmp_path, make_store) -> None:
+    store = make_store(tmp_path / "s", unique_documents([9] * 40), vocabulary=2**16, separator=SEPARATOR)
+
+    def order(seed: int, stage: int, epoch: int) -> list[int]:
+        made = StageRows(store, length=10, mix=TEXT, seed=seed, stage=stage, encode=no_encode)
+        return [int(made.row(40 * epoch + n).tokens[0]) for n in range(40)]
+
+    orders = [order(*key) for key in itertools.product(range(2), range(2), range(2))]
+    assert all(sorted(one) == sorted(orders[0]) for one in orders)
+    assert len({tuple(one) for one in orders}) == 8
+
+
+@pytest.fixture(scope="module")
+def text_store(tmp_path_factory, make_store, make_prose, tokenizer):
+    documents = [tokenizer.encode(make_prose(n, seed=n)).ids for n in (4_000, 40, 2_500, 900)]
+    return make_store(tmp_path_factory.mktemp("text") / "s", documents, vocabulary=320, separator=SEPARATOR)
+
+
+MIXED = (
+    MixPart(share=0.5),
+    MixPart(share=0.3, probe=KeyValue(answer_weight=3.0), items=3),
+    MixPart(share=0.15, length=256),
+    MixPart(share=0.05, probe=Passkey(), length=256),
+)
+
+
+def same(left, right) -> bool:
+    arrays = ("tokens", "targets", "weights", "positions")
+    return left.spans == right.spans and all(np.array_equal(getattr(left, a), getattr(right, a)) for a in arrays)
+
+
+def test_rows_depend_on_their_number_only(text_store, tokenizer) -> None:
+    def make() -> StageRows:
+        encode = plain_encode(tokenizer)
+        return StageRows(text_store, length=512, mix=MIXED, seed=9, stage=2, encode=encode)
+
+    numbers = list(range(60))
+    in_order = make()
+    expected = [in_order.row(n) for n in numbers]
+    other = make()
+    for number in random.Random(1).sample(numbers, len(numbers)):
+        assert same(other.row(number), expected[number])
+    assert same(make().row(33), expected[33])
+    assert not same(expected[0], expected[1])
+
+
+def test_probe_rows(text_store, tokenizer, monkeypatch) -> None:
+    haystacks, made = [], []
+    real = rows_module.training_row
+
+    def spy(probe, haystack, **options):
+        haystacks.append(haystack)
+        made.append(real(probe, haystack, **options))
+        return made[-1]
+
+    monkeypatch.setattr(rows_module, "training_row", spy)
+    mix = (MixPart(share=1.0, probe=KeyValue(answer_weight=3.0), items=2, length=300),)
+    stage = StageRows(text_store, length=900, mix=mix, seed=1, stage=0, encode=plain_encode(tokenizer))
+    flat = np.concatenate([text_store.read(n, 0, int(text_store.lengths[n]) - 1) for n in range(len(text_store))])
+    twice = np.concatenate([flat, flat]).tobytes()
+    row = stage.row(4)
+    assert row.spans == (0, 300, 600, 900)
+    assert row.positions.tolist() == list(range(300)) * 3
+    assert len(haystacks) == 3
+    assert len({haystack.tobytes() for haystack in haystacks}) == 3
+    for haystack in haystacks:
+        assert len(haystack) == 301
+        assert haystack.tobytes() in twice
+    for start in (0, 300, 600):
+        assert row.targets[start : start + 299].tolist() == row.tokens[start + 1 : start + 300].tolist()
+        text = tokenizer.decode([*row.tokens[start : start + 300].tolist(), int(row.targets[start + 299])])
+        weighted = [t for t, w in zip(row.targets[start:], row.weights[start : start + 300], strict=False) if w == 3.0]
+        answers = tokenizer.decode(weighted).split()
+        assert len(answers) == 2
+        for answer in answers:  # planted, then asked for
+            assert text.count(answer) == 2
+    assert row.tokens.tolist() == [i for ids, _ in made for i in ids[:300].tolist()]
+    assert row.targets.tolist() == [i for ids, _ in made for i in ids[1:].tolist()]
+    assert row.weights.tolist() == [w for _, weights in made for w in weights[1:].tolist()]
+
+
+def test_haystacks_come_from_everywhere(text_store, tokenizer) -> None:
+    mix = (MixPart(share=1.0, probe=Passkey()),)
+    stage = StageRows(text_store, length=200, mix=mix, seed=1, stage=0, encode=plain_encode(tokenizer))
+    starts = {stage.row(sample).tokens[:4].tobytes() for sample in range(30)}
+    assert len(starts) > 25
+
+
+def test_shares_of_rows(text_store, tokenizer) -> None:
+    stage = StageRows(text_store, length=512, mix=MIXED, seed=9, stage=2, encode=plain_encode(tokenizer))
+    rows = [stage.row(sample) for sample in range(40)]
+    assert abs(sum(3.0 in row.weights for row in rows) - 12) <= 2
+    assert abs(sum(256 in row.spans and bool((row.weights == 1).all()) for row in rows) - 2) <= 4
+
+
+def test_length_that_does_not_fit(text_store) -> None:
+    for part_length in (300, 1_024):
+        with pytest.raises(ConfigError) as error:
+            StageRows(
+                text_store,
+                length=512,
+                mix=(MixPart(share=1.0, length=part_length),),
+                seed=0,
+                stage=0,
+                encode=no_encode,
+            )
+        assert error.value.code == "data.mix-length"
+
+
+def test_too_little_text(tmp_path, make_store) -> None:
+    empty = make_store(tmp_path / "empty", [], vocabulary=10, separator=0)
+    short = make_store(tmp_path / "short", [[1] * 100] * 2, vocabulary=10, separator=0)
+    probe = (MixPart(share=1.0, probe=Passkey()),)
+    for store, mix, code in [
+        (empty, TEXT, "data.store-empty"),
+        (empty, probe, "data.haystack-short"),
+        (short, probe, "data.haystack-short"),
+    ]:
+        with pytest.raises(DataError) as error:
+            StageRows(store, length=200, mix=mix, seed=0, stage=0, encode=no_encode)
+        assert error.value.code == code
+    StageRows(short, length=199, mix=probe, seed=0, stage=0, encode=no_encode)
+
+
+def test_collate(text_store, tokenizer) -> None:
+    stage = StageRows(text_store, length=512, mix=MIXED, seed=9, stage=2, encode=plain_encode(tokenizer))
+    rows = [stage.row(n) for n in range(3)]
+    batch = collate(rows)
+    assert batch.tokens.shape == (3, 512)
+    for index, row in enumerate(rows):
+        assert batch.tokens[index].tolist() == row.tokens.tolist()
+        assert batch.targets[index].tolist() == row.targets.tolist()
+        assert batch.weights[index].tolist() == row.weights.tolist()
+        assert batch.positions[index].tolist() == row.positions.tolist()
+        assert batch.spans[index] == row.spans
