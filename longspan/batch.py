@@ -26,5 +26,10 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device."""
-        moved = (t.to(device, non_blocking=True) for t in (self.tokens, self.targets, self.weights, self.positions))
-        return Batch(*moved, spans=self.spans)
+        return Batch(
+            tokens=self.tokens.to(device),
+            targets=self.targets.to(device),
+            weights=self.weights.to(device),
+            positions=self.positions.to(device),
+            spans=self.spans,
+        )

@@ -8,6 +8,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
 # Every array annotation of these packages is checked at each call, in tests only: `S` where `s` is meant is the bug
@@ -16,6 +17,10 @@ install_import_hook(
     ["longspan.rope", "longspan.attention", "longspan.model", "longspan.engine"],
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
 )
+
+# Time is no property of the code under test: a loaded machine must not fail an example.
+settings.register_profile("longspan", deadline=None)
+settings.load_profile("longspan")
 
 # Small tensors gain nothing from threads, and one thread adds numbers up in one order.
 torch.set_num_threads(1)

@@ -21,7 +21,7 @@ def new_cache(decoder: Decoder, capacity_tokens: int) -> KVCache:
 @torch.no_grad()
 def prefill(decoder: Decoder, tokens: Int[Tensor, " S"], cache: KVCache, *, chunk_tokens: int = CHUNK_TOKENS) -> None:
     """Append a context to the cache, chunk by chunk; no logits are formed."""
-    for chunk in tokens.to(decoder.device).split(chunk_tokens):
+    for chunk in torch.split(tokens.to(decoder.device), chunk_tokens):
         with autocast(decoder):
             decoder.hidden(chunk[None], cache=cache)
 
@@ -42,9 +42,10 @@ def token_nll(
     inputs, targets = tokens[:-1], tokens[1:]
     cache = new_cache(decoder, inputs.shape[0])
     losses = []
-    for chunk, wanted in zip(inputs.split(chunk_tokens), targets.split(chunk_tokens), strict=True):
+    for chunk, wanted in zip(torch.split(inputs, chunk_tokens), torch.split(targets, chunk_tokens), strict=True):
         with autocast(decoder):
             hidden = decoder.hidden(chunk[None], cache=cache)[0]
-            for tile, goal in zip(hidden.split(LOSS_TILE_TOKENS), wanted.split(LOSS_TILE_TOKENS), strict=True):
+            tiles = torch.split(hidden, LOSS_TILE_TOKENS)
+            for tile, goal in zip(tiles, torch.split(wanted, LOSS_TILE_TOKENS), strict=True):
                 losses.append(functional.cross_entropy(decoder.logits(tile), goal, reduction="none"))
     return torch.cat(losses)

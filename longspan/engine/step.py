@@ -30,9 +30,9 @@ def forward_backward(decoder: Decoder, batch: Batch, *, divisor: float) -> Float
         with autocast(decoder):
             logits = decoder.logits(leaf)
         loss = (functional.cross_entropy(logits, targets[tile], reduction="none") * weights[tile]).sum()
-        (loss / divisor).backward()
+        torch.autograd.backward(loss / divisor)
         assert leaf.grad is not None
         gradient[tile] = leaf.grad
         total += loss.detach()
-    hidden.backward(gradient.view_as(hidden))
+    torch.autograd.backward(hidden, gradient.view_as(hidden))
     return total

@@ -53,8 +53,8 @@ class Block(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "b S m"],
-        cos: Float[Tensor, "b S pairs"],
-        sin: Float[Tensor, "b S pairs"],
+        cos: Float[Tensor, "#b S pairs"],
+        sin: Float[Tensor, "#b S pairs"],
         *,
         spans: Spans | None = None,
         cache: KVCache | None = None,
@@ -70,10 +70,11 @@ class Block(nn.Module):
         o = attend(q, k, v, window=self.window, spans=spans)
         x = x + self.o(o.transpose(1, 2).flatten(2))
         n = self.mlp_norm(x)
-        return x + self.down(functional.silu(self.gate(n)) * self.up(n))
+        mlp: Tensor = self.down(functional.silu(self.gate(n)) * self.up(n))
+        return x + mlp
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        return x.view(*x.shape[:-1], -1, self.head_dim).transpose(1, 2)
 
 
 class Decoder(nn.Module):
@@ -122,7 +123,8 @@ class Decoder(nn.Module):
             x = block(x, cos, sin, spans=spans, cache=cache)
         if cache is not None:
             cache.advance(tokens.shape[1])
-        return self.norm(x)
+        out: Tensor = self.norm(x)
+        return out
 
     def logits(self, hidden: Float[Tensor, "... m"]) -> Float[Tensor, "... v"]:
         """Float32 logits from the residual stream after the last norm."""

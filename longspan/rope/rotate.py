@@ -29,7 +29,7 @@ def cos_sin(
 
 
 def rotate(
-    x: Float[Tensor, "b h S d"], cos: Float[Tensor, "b S pairs"], sin: Float[Tensor, "b S pairs"]
+    x: Float[Tensor, "b h S d"], cos: Float[Tensor, "#b S pairs"], sin: Float[Tensor, "#b S pairs"]
 ) -> Float[Tensor, "b h S d"]:
     """Rotate the first 2·pairs dims of every head, pair i being dims (i, i + pairs); the rest passes unchanged.
 

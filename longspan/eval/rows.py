@@ -1,0 +1,54 @@
+"""The rows of an evaluation: one JSON object a line, written at once, so that a kill loses one row at most."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from longspan.utils.errors import DataError
+from longspan.utils.files import storage_errors
+
+Row = dict[str, Any]
+
+
+def key_of(*parts: Any) -> str:
+    """The name of a row: a hash of everything that decides its result, given as JSON values."""
+    return hashlib.sha256(json.dumps(parts, allow_nan=False).encode()).hexdigest()[:32]
+
+
+class Rows:
+    """A JSONL file of rows, found again by their `key`. A line that a kill cut short is dropped when it is opened."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises `DataError` when a whole line is no row: then the file is not ours to go on with."""
+        self.path = path
+        self._rows: dict[str, Row] = {}
+        with storage_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            content = path.read_bytes() if path.exists() else b""
+            whole = content[: content.rfind(b"\n") + 1]
+            if len(whole) < len(content):
+                with path.open("r+b") as file:
+                    file.truncate(len(whole))
+        for number, line in enumerate(whole.splitlines(), start=1):
+            try:
+                row = json.loads(line)
+                self._rows[row["key"]] = row
+            except (ValueError, KeyError, TypeError) as cause:
+                raise DataError(
+                    "eval.rows",
+                    f"line {number} is no row of an evaluation",
+                    where=str(path),
+                    fix="remove the file; the evaluation then starts anew",
+                ) from cause
+
+    def get(self, key: str) -> Row | None:
+        """The row of this key, or None when it has not been run."""
+        return self._rows.get(key)
+
+    def append(self, row: Row) -> None:
+        """Write one row behind the others. Raises `StorageError` when the disk refuses."""
+        line = json.dumps(row, allow_nan=False) + "\n"
+        with storage_errors(self.path), self.path.open("ab") as file:
+            file.write(line.encode())
+        self._rows[row["key"]] = row

@@ -1,0 +1,133 @@
+"""Loss by position: how well the same held-out text is predicted with little and with much text before it."""
+
+import time
+from collections.abc import Iterator
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+
+from longspan.eval.desk import Desk, Material
+from longspan.eval.rows import Row
+from longspan.eval.tasks.base import Findings, Task
+from longspan.eval.text import Documents, Ids, text_lengths
+from longspan.records import PositionBin
+from longspan.utils.errors import DataError
+
+FIRST_BIN_TOKENS = 128
+
+
+class PositionLoss(Task):
+    """Loss in bins of position [0, 128), [128, 256), [256, 512) … up to `length`, over whole held-out documents.
+
+    The text scored is the same in every bin, so that bins differ by what stands before the text and by nothing else:
+    each of up to `windows` windows of `length` tokens gives the stretch of text in its last bin, and that stretch is
+    read again, cut finer, by shorter windows that put it into each earlier bin. (The first token of a window has no
+    loss, so the first bin holds 1/128 less.) Windows come from documents of at least `length` tokens only: documents
+    joined together would be flat by construction.
+    """
+
+    kind: Literal["position_loss"] = "position_loss"
+    length: int = Field(ge=2)
+    windows: int = Field(default=4, ge=1)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """One measure of the whole model."""
+        return ("position_loss",)
+
+    @property
+    def edges(self) -> tuple[tuple[int, int], ...]:
+        """The bins, as [low, high)."""
+        bins = [(0, min(FIRST_BIN_TOKENS, self.length))]
+        while bins[-1][1] < self.length:
+            low = bins[-1][1]
+            bins.append((low, min(2 * low, self.length)))
+        return tuple(bins)
+
+    def cost_tokens(self, documents: Documents) -> int:
+        """All windows of all bins."""
+        return self._place_tokens * len(self._places(documents))
+
+    def check(self, material: Material) -> None:
+        """See that a document is long enough."""
+        self._places(material.documents)
+
+    def run(self, desk: Desk) -> Findings:
+        """Score every window; a row holds the sums of one stretch of text."""
+        rows = [self._row(desk, document, start) for document, start in self._places(desk.material.documents)]
+        bins = tuple(
+            PositionBin(
+                low=low,
+                high=high,
+                nll_sum=sum(row["nll_sums"][index] for row in rows),
+                tokens=sum(row["tokens"][index] for row in rows),
+            )
+            for index, (low, high) in enumerate(self.edges)
+        )
+        return Findings(bins=bins, rows=tuple(rows))
+
+    @property
+    def _place_tokens(self) -> int:
+        return sum(stop - start for _, start, stop, _ in self._cuts())
+
+    def _places(self, documents: Documents) -> list[tuple[int, int]]:
+        """(document, start) of up to `windows` windows, evenly spread over all that do not share scored text."""
+        stride = self.length - self.edges[-1][0]
+        lengths = text_lengths(documents)
+        places = [
+            (document, start)
+            for document, tokens in enumerate(lengths)
+            for start in range(0, tokens - self.length + 1, stride)
+        ]
+        if not places:
+            raise DataError(
+                "eval.document-short",
+                f"no held-out document has the {self.length} tokens that the loss by position is asked for; "
+                f"the longest has {max(lengths, default=0)}",
+                fix="hold out a longer document, or ask for a shorter length",
+            )
+        if len(places) <= self.windows:
+            return places
+        return [places[int((index + 0.5) * len(places) / self.windows)] for index in range(self.windows)]
+
+    def _cuts(self) -> Iterator[tuple[int, int, int, int]]:
+        """(bin, start, stop, scored): windows inside one of `length` tokens, of which the last `scored` count."""
+        first = self.edges[-1][0]
+        for index, (low, high) in enumerate(self.edges):
+            for begin in range(first, self.length, high - low):
+                stop = min(begin + high - low, self.length)
+                yield index, begin - low, stop, stop - begin
+
+    def _row(self, desk: Desk, document: int, start: int) -> Row:
+        tokens = desk.material.documents.read(document, start, self.length)
+        key = desk.key(f"position_loss/{self.length}", tokens)
+        row = desk.rows.get(key)
+        if row is None:
+            desk.poll()
+            begun = time.monotonic()
+            sums, counts = self._score(desk, tokens)
+            row = {
+                "key": key,
+                "task": "position_loss",
+                "model": desk.model_id,
+                "length": self.length,
+                "cluster": f"document {document}",
+                "offset_tokens": start,
+                "nll_sums": sums,
+                "tokens": counts,
+                "seconds": time.monotonic() - begun,
+            }
+            desk.rows.append(row)
+        desk.advance(self._place_tokens)
+        return row
+
+    def _score(self, desk: Desk, tokens: Ids) -> tuple[list[float], list[int]]:
+        sums, counts = [0.0] * len(self.edges), [0] * len(self.edges)
+        for index, begin, stop, scored in self._cuts():
+            if stop - begin < 2:
+                continue  # a lone token has nothing before it
+            losses = desk.reader.token_nll(tokens[begin:stop])[-scored:]
+            sums[index] += float(losses.sum(dtype=np.float64))
+            counts[index] += len(losses)
+        return sums, counts

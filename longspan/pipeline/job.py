@@ -1,0 +1,243 @@
+"""One recipe at work in its run folder: what the verbs share."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+
+from longspan.data.build import Stores, is_held_out
+from longspan.data.sources import Quarantine, read_documents
+from longspan.data.tokenize import END_OF_TEXT, load_tokenizer, train_tokenizer
+from longspan.model.decoder import Decoder
+from longspan.model.weights import load
+from longspan.pipeline.observer import Observer, Stop
+from longspan.pipeline.recipe import Recipe, canonical_sha256
+from longspan.pipeline.rundir import RunFolder, versions
+from longspan.rope.frequencies import Frequencies, RopeBase
+from longspan.rope.methods.default import Default
+from longspan.shape import ModelShape
+from longspan.train.checkpoint import CheckpointStore
+from longspan.train.plan import StagePlan
+from longspan.utils.errors import ConfigError, Interrupted
+from longspan.utils.files import read_json, sha256, write_atomic, write_json
+
+
+@dataclass(frozen=True)
+class Job:
+    """A recipe, its run folder, and who listens. Made by `opened`, which checks what can be checked at once."""
+
+    recipe: Recipe
+    folder: RunFolder
+    observer: Observer
+    stop: Stop
+
+    @classmethod
+    @contextlib.contextmanager
+    def opened(cls, recipe: Recipe, *, observer: Observer, stop: Stop) -> Iterator["Job"]:
+        """Hold the run folder of a recipe.
+
+        Raises `LongspanError` for everything about the model, the stages, the device and the tracker that is wrong
+        already, before long work.
+        """
+        recipe.check_paths()
+        job = cls(recipe, RunFolder(recipe.output), observer, stop)
+        job.device, job.plans  # noqa: B018 - looked at for the errors that they raise
+        if recipe.tracking is not None:
+            recipe.tracking.require()
+        with job.folder.opened(recipe):
+            yield job
+
+    def poll(self) -> None:
+        """Raise `Interrupted` when the run was asked to stop."""
+        if self.stop():
+            raise Interrupted("everything done so far is saved")
+
+    def progress(self, done: int, total: int, what: str = "") -> None:
+        """Tell how far the phase is, and stop here when the run was asked to."""
+        self.observer.progress(done, total=total, what=what)
+        self.poll()
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where the model lives. Raises `ConfigError` when a GPU is asked for and there is none."""
+        gpu = torch.cuda.is_available()
+        if self.recipe.device == "cuda" and not gpu:
+            raise ConfigError(
+                "run.no-gpu", "there is no usable GPU", where="recipe: device", fix='set device = "auto" or "cpu"'
+            )
+        return torch.device("cuda" if gpu and self.recipe.device != "cpu" else "cpu")
+
+    @cached_property
+    def start(self) -> tuple[ModelShape, Frequencies]:
+        """Shape and frequencies of the model before training. Raises `ModelError` for a folder that will not load."""
+        new = self.recipe.model.new
+        if new is not None:
+            length = self.recipe.stages[0].length
+            base = RopeBase(rotary_dim=new.head_dim, theta=new.theta, trained_length=length)
+            return new.shape(length), Default().frequencies(base, length)
+        assert self.recipe.model.folder is not None, "a model is new or comes from a folder"
+        sizes_only = load(self.recipe.model.folder, device="meta")  # every check of the folder, no memory
+        return sizes_only.shape, sizes_only.frequencies
+
+    @cached_property
+    def plans(self) -> tuple[StagePlan, ...]:
+        """Every stage in whole steps and rows, with its frequencies."""
+        own = self.start[1]
+        base = RopeBase(
+            rotary_dim=own.rotary_dim,
+            theta=own.theta,
+            trained_length=own.trained_length,
+            factors=own.factors,
+            attention_factor=own.attention_factor,
+        )
+        return tuple(
+            self.recipe.train.plan(
+                index=index,
+                length=stage.length,
+                steps=stage.steps,
+                rows_per_step=stage.rows_per_step,
+                learning_rate=stage.learning_rate,
+                frequencies=stage.rope.frequencies(base, stage.length),
+            )
+            for index, stage in enumerate(self.recipe.stages)
+        )
+
+    @property
+    def total_tokens(self) -> int:
+        """What the whole training will see."""
+        return sum(plan.steps * plan.tokens_per_step for plan in self.plans)
+
+    @cached_property
+    def base_identity(self) -> str:
+        """Hash of the model that is started from: its sizes when new, else its config and weight files.
+
+        File hashes are kept in the run folder beside sizes and times, so that large weights are read once.
+        """
+        model = self.recipe.model.folder
+        if model is None:
+            return canonical_sha256(self.recipe.plain()["model"])
+        files = sorted([model / "config.json", *model.glob("*.safetensors")])
+        seen = [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]
+        known = self.folder.path / "base.json"
+        if known.exists():
+            kept = read_json(known, error=ConfigError, code="run.base")
+            if kept["seen"] == seen:
+                return str(kept["sha256"])
+        identity = canonical_sha256({file.name: sha256(file) for file in files})
+        write_json(known, {"seen": seen, "sha256": identity})
+        return identity
+
+    def base(self) -> Decoder:
+        """The decoder before training, float32, on the device; a new one depends on the seed alone."""
+        model = self.recipe.model.folder
+        if model is not None:
+            decoder = load(model, device=str(self.device))
+        else:
+            decoder = Decoder(*self.start)
+            decoder.initialise(self.recipe.seed)
+            decoder = decoder.to(self.device)
+        if model is None or self.recipe.data.tokenizer is not None:
+            decoder.source = self.folder.path  # its tokenizer files are the ones that belong to this run
+        return decoder
+
+    def require_trained(self) -> None:
+        """Raise `ConfigError` when training has not finished."""
+        if not self.folder.done("train", self.train_inputs):
+            raise ConfigError(
+                "run.not-trained",
+                "this run is not trained yet",
+                where=str(self.folder.path),
+                fix="longspan train, or longspan run, with the same recipe",
+            )
+
+    def trained(self) -> tuple[Decoder, str]:
+        """The decoder after training, and the hash of its weights.
+
+        Raises `ConfigError` when no whole checkpoint is left.
+        """
+        checkpoint = self.checkpoints().latest()
+        if checkpoint is None:
+            raise ConfigError(
+                "run.no-checkpoint",
+                "the run is marked as trained, but holds no whole checkpoint",
+                where=str(self.folder.checkpoints),
+                fix="put the checkpoint back, or remove done/train.json in the run folder and train again",
+            )
+        decoder = self.base()
+        checkpoint.restore(decoder)
+        return decoder, checkpoint.sha256
+
+    def checkpoints(self) -> CheckpointStore:
+        """The checkpoints of this run."""
+        return CheckpointStore(
+            self.folder.checkpoints,
+            keep=self.recipe.train.keep_checkpoints,
+            identity=self.train_inputs,
+            versions=versions(),
+            warn=self.observer.warn,
+        )
+
+    def stores(self) -> Stores:
+        """The texts as tokens. Raises `DataError` when they are missing or damaged."""
+        return Stores.open(self.folder.tokens, verify=False)
+
+    def make_tokenizer(self) -> Tokenizer:
+        """Put the tokenizer of this run into its folder: the recipe's, the model's, or one trained on the texts."""
+        data, new = self.recipe.data, self.recipe.model.new
+        place = data.tokenizer or self.recipe.model.folder
+        # What transformers needs beside a tokenizer.json in order to load it.
+        settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+        if place is not None:
+            tokenizer = load_tokenizer(place, vocabulary=self.start[0].vocabulary)
+            file = place / "tokenizer.json" if place.is_dir() else place
+            content = file.read_bytes()
+            beside = file.with_name("tokenizer_config.json")
+            if beside.exists():
+                settings = read_json(beside, error=ConfigError, code="recipe.tokenizer")
+        else:
+            assert new is not None, "a model is new or comes from a folder"
+            documents = read_documents(
+                data.sources, max_document_bytes=data.max_document_bytes, quarantine=Quarantine()
+            )
+            texts = (document.text for document in documents if not is_held_out(document.id, data))
+            tokenizer = train_tokenizer(texts, vocabulary=new.vocabulary)
+            content = tokenizer.to_str(pretty=True).encode()
+            settings["eos_token"] = END_OF_TEXT
+        write_atomic(self.folder.tokenizer, content)
+        write_json(self.folder.tokenizer_config, settings)
+        return tokenizer
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of this run."""
+        return load_tokenizer(self.folder.tokenizer, vocabulary=self.start[0].vocabulary)
+
+    @property
+    def prepare_inputs(self) -> dict[str, Any]:
+        """What the token stores, and the check of stages and tasks on them, depend on."""
+        plain = self.recipe.plain()
+        return {"base": self.base_identity} | {key: plain[key] for key in ("data", "stages", "eval", "seed")}
+
+    @property
+    def before_inputs(self) -> dict[str, Any]:
+        """What the evaluation before training depends on."""
+        plain = self.recipe.plain()
+        return {"base": self.base_identity} | {key: plain[key] for key in ("data", "eval", "seed")}
+
+    @property
+    def train_inputs(self) -> dict[str, Any]:
+        """What the trained weights depend on, as JSON; checkpoints are refused when it differs."""
+        return {**self.recipe.shaping, "base": self.base_identity}
+
+    @property
+    def after_inputs(self) -> dict[str, Any]:
+        """What the evaluation after training depends on."""
+        return {**self.train_inputs, "eval": self.recipe.plain()["eval"]}
+
+    @property
+    def export_inputs(self) -> dict[str, Any]:
+        """What the exported folder depends on."""
+        return {**self.train_inputs, "export": self.recipe.plain()["export"]}

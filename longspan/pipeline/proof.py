@@ -1,0 +1,79 @@
+"""Proof of an export: transformers loads the folder and gives the logits of the decoder that was trained."""
+
+import contextlib
+import importlib
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from longspan.model.decoder import Decoder
+from longspan.utils.errors import ModelError
+
+MOST_LOGIT_DIFFERENCE = 1e-3  # float32 against float32, two implementations
+SAMPLE_TOKENS = 512
+
+
+def can_prove() -> bool:
+    """Whether transformers is installed."""
+    return importlib.util.find_spec("transformers") is not None
+
+
+@torch.no_grad()
+def max_logit_difference(folder: Path, decoder: Decoder, tokens: Int[Tensor, " n"]) -> float:
+    """The largest difference of any logit between the folder, as transformers reads it, and the decoder.
+
+    Both compute in float32 on the CPU; the decoder's weights are rounded here to the type of the folder's. The sample
+    stands once at the start and once at the end of the context, so that the positions of both are compared.
+    Raises `ModelError` (`export.differs`) above `MOST_LOGIT_DIFFERENCE`.
+    """
+    transformers = importlib.import_module("transformers")
+    with _quiet(transformers.utils.logging):
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation="eager", local_files_only=True
+        ).eval()
+    decoder = decoder.to("cpu", torch.float32)
+    end = max(decoder.frequencies.length, len(tokens))
+    worst = 0.0
+    for first in sorted({0, end - len(tokens)}):
+        positions = torch.arange(first, first + len(tokens))[None]
+        found = theirs(input_ids=tokens[None], position_ids=positions, use_cache=False).logits.float()
+        wanted = _logits(decoder, tokens[None], positions)
+        worst = max(worst, float((found - wanted).abs().max()))
+    if not worst <= MOST_LOGIT_DIFFERENCE:
+        raise ModelError(
+            "export.differs",
+            f"transformers computes other logits from the exported folder: they differ by {worst:.2g}",
+            where=str(folder),
+            fix="do not use this folder; report it with the recipe and the versions in versions.json",
+        )
+    return worst
+
+
+@contextlib.contextmanager
+def _quiet(logging: Any) -> Iterator[None]:
+    """No progress bar, and no word on the keys that are meant for other engines; as it was before afterwards."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _logits(decoder: Decoder, tokens: Int[Tensor, "b S"], positions: Int[Tensor, "b S"]) -> Float[Tensor, "b S v"]:
+    return decoder.logits(decoder.hidden(tokens, positions=positions))
+
+
+@torch.no_grad()
+def round_weights(decoder: Decoder, dtype: torch.dtype) -> None:
+    """Round every weight in place to what `dtype` can hold; the type of the tensors stays."""
+    for weight in decoder.parameters():
+        weight.copy_(weight.to(dtype))

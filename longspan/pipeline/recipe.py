@@ -1,0 +1,235 @@
+"""One recipe is one job: what a TOML file may say, and what its parts demand of each other."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from longspan.config import Settings, any_kind
+from longspan.data.settings import DataSettings, Mix, MixPart
+from longspan.pipeline.mistakes import explain
+from longspan.pipeline.source import read_source
+from longspan.shape import ModelShape
+from longspan.train.settings import TrainSettings
+from longspan.utils.errors import ConfigError
+
+if TYPE_CHECKING:
+    from longspan.eval.tasks.base import Task as TaskChoice
+    from longspan.rope.frequencies import Method as RopeChoice
+    from longspan.train.trackers.base import Tracker as TrackerChoice
+else:  # the choices are the files of a folder, known at run time only
+    RopeChoice = any_kind("longspan.rope.methods")
+    TaskChoice = any_kind("longspan.eval.tasks")
+    TrackerChoice = any_kind("longspan.train.trackers")
+
+Count = Annotated[int, Field(gt=0)]
+
+
+class NewModel(Settings):
+    """Sizes of a small model in Llama's format that is trained from random weights, with a tokenizer of its own.
+
+    `vocabulary` counts the tokenizer's entries; `trained_length` of the model becomes the longest stage.
+    """
+
+    layers: Count
+    width: Count
+    heads: Count
+    kv_heads: Count
+    head_dim: Count
+    mlp_width: Count
+    vocabulary: Annotated[int, Field(ge=257, le=1_000_000)]
+    theta: Annotated[float, Field(gt=1.0)] = 10_000.0
+    norm_epsilon: Annotated[float, Field(gt=0.0, lt=0.1)] = 1e-5
+    tied: bool = True
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> Self:
+        if self.heads % self.kv_heads:
+            raise ValueError(f"heads {self.heads} is no multiple of kv_heads {self.kv_heads}")
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim {self.head_dim} is odd: rotation works on pairs")
+        return self
+
+    def shape(self, trained_length: int) -> ModelShape:
+        """The decoder's shape when it is trained at `trained_length` tokens."""
+        return ModelShape(
+            family="llama",
+            layers=self.layers,
+            width=self.width,
+            heads=self.heads,
+            kv_heads=self.kv_heads,
+            head_dim=self.head_dim,
+            mlp_width=self.mlp_width,
+            vocabulary=self.vocabulary,
+            norm_epsilon=self.norm_epsilon,
+            tied=self.tied,
+            qkv_bias=False,
+            out_bias=False,
+            mlp_bias=False,
+            qk_norm=False,
+            windows=(None,) * self.layers,
+            trained_length=trained_length,
+        )
+
+
+class ModelChoice(Settings):
+    """The model to start from: a Hugging Face `folder` on disk, or a `new` one."""
+
+    folder: Path | None = None
+    new: NewModel | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        if (self.folder is None) == (self.new is None):
+            raise ValueError('give exactly one of folder = "…" and [model.new]')
+        return self
+
+
+class Stage(Settings):
+    """One stretch of training at one length. `tokens` is rounded down to whole steps of `batch_tokens`.
+
+    `rope` is the position method with which the model is trained at this `length`; `mix` says what the rows hold.
+    """
+
+    length: Annotated[int, Field(ge=2)]
+    tokens: Count
+    batch_tokens: Count
+    learning_rate: Annotated[float, Field(gt=0.0, le=1.0)]
+    rope: RopeChoice
+    mix: Mix = (MixPart(share=1.0),)
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows of `length` tokens that one optimizer step sees."""
+        return self.batch_tokens // self.length
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of this stage."""
+        return self.tokens // self.batch_tokens
+
+    @model_validator(mode="after")
+    def _whole_rows_and_steps(self) -> Self:
+        if self.batch_tokens % self.length:
+            near = max(1, round(self.batch_tokens / self.length)) * self.length
+            raise ValueError(
+                f"batch_tokens {self.batch_tokens} is no multiple of length {self.length}; {near} would be"
+            )
+        if self.tokens < self.batch_tokens:
+            raise ValueError(f"tokens {self.tokens} is less than one step of batch_tokens {self.batch_tokens}")
+        for part in self.mix:
+            if part.length is not None and self.length % part.length:
+                raise ValueError(f"documents of {part.length} tokens do not fill rows of {self.length} in the mix")
+        return self
+
+
+class EvalChoice(Settings):
+    """What is measured before and after training, in this order."""
+
+    tasks: tuple[TaskChoice, ...] = ()
+
+
+class ExportChoice(Settings):
+    """How the trained model is written: the type of its weights on disk."""
+
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+
+
+class Recipe(Settings):
+    """The whole job: where it starts, what it reads, how it trains, what it measures and where it writes.
+
+    Paths in a recipe file are relative to that file; paths given on the command line are relative to where it runs.
+    """
+
+    name: Annotated[str, Field(min_length=1, max_length=80, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    output: Path
+    model: ModelChoice
+    data: DataSettings
+    stages: Annotated[tuple[Stage, ...], Field(min_length=1, max_length=64)]
+    train: TrainSettings = TrainSettings()
+    eval: EvalChoice = EvalChoice()
+    export: ExportChoice = ExportChoice()
+    tracking: TrackerChoice | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    @classmethod
+    def read(cls, path: Path | str) -> "Recipe":
+        """Read a recipe file, TOML as people write it or the resolved JSON of a run folder.
+
+        Every path in it becomes absolute. Raises `ConfigError` that names the key at fault and what to write there.
+        """
+        path = Path(path)
+        return cls.from_plain(read_source(path), folder=path.resolve().parent, where=str(path))
+
+    @classmethod
+    def from_plain(cls, value: dict[str, Any], *, folder: Path, where: str) -> "Recipe":
+        """Check plain JSON values as a recipe whose relative paths start at `folder`.
+
+        Raises `ConfigError`; `where` names the source in its text.
+        """
+        try:
+            return cls.model_validate_json(json.dumps(value)).rebased(folder)
+        except ValidationError as error:
+            raise explain(error, value, cls.model_json_schema(), where=where) from None
+
+    def rebased(self, folder: Path) -> "Recipe":
+        """The same recipe with every relative path made absolute, starting at `folder`."""
+        return Recipe.model_validate_json(json.dumps(_absolute(self.model_dump(), folder)))
+
+    def plain(self) -> dict[str, Any]:
+        """The recipe as JSON values, every default written out; `from_plain` reads it back."""
+        value: dict[str, Any] = self.model_dump(mode="json")
+        return value
+
+    @property
+    def shaping(self) -> dict[str, Any]:
+        """The part that decides the weights: two recipes that agree in it may share a run folder."""
+        value = self.plain()
+        return {key: value[key] for key in ("seed", "model", "data", "stages")} | {"train": self.train.shaping}
+
+    def check_paths(self) -> None:
+        """Look whether everything that the recipe names exists, before long work.
+
+        Raises `ConfigError` that names the key and the path.
+        """
+        model, tokenizer = self.model.folder, self.data.tokenizer
+        if model is not None and not (model / "config.json").is_file():
+            what = "holds no config.json" if model.is_dir() else "is no folder"
+            raise _unusable("model.folder", model, what, fix="name a Hugging Face model folder")
+        if tokenizer is not None and not (tokenizer.is_file() or (tokenizer / "tokenizer.json").is_file()):
+            raise _unusable("data.tokenizer", tokenizer, "does not exist", fix="name a tokenizer.json or its folder")
+        for index, source in enumerate(self.data.sources):
+            if not source.path.exists():
+                raise _unusable(f"data.sources.{index}.path", source.path, "does not exist", fix="check the path")
+
+    @property
+    def sha256(self) -> str:
+        """Hash of `shaping` in canonical JSON."""
+        return canonical_sha256(self.shaping)
+
+
+def canonical_sha256(value: Any) -> str:
+    """Hash of a JSON value that does not depend on the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of a recipe, for editors and for documentation."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Recipe.model_json_schema()}
+
+
+def _unusable(key: str, path: Path, what: str, *, fix: str) -> ConfigError:
+    return ConfigError("recipe.path", f"{key} {what}: {path}", where=f"recipe: {key}", fix=fix)
+
+
+def _absolute(value: Any, folder: Path) -> Any:
+    if isinstance(value, Path):
+        return str((folder / value.expanduser()).resolve())
+    if isinstance(value, dict):
+        return {key: _absolute(item, folder) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_absolute(item, folder) for item in value]
+    return value

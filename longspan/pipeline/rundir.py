@@ -1,0 +1,184 @@
+"""The run folder: where everything is, whose it is, and what is already done."""
+
+import contextlib
+import fcntl
+import importlib.metadata
+import platform
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from longspan.pipeline.recipe import Recipe, canonical_sha256
+from longspan.utils.errors import ConfigError
+from longspan.utils.files import read_json, storage_errors, write_json
+
+PHASES = ("prepare", "before", "train", "after", "export", "report")
+PACKAGES = ("longspan", "torch", "numpy", "tokenizers", "safetensors", "pydantic", "pyarrow", "transformers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mark:
+    """What is known of one phase: with which inputs, for how many seconds in all, and whether it is done."""
+
+    inputs: str
+    seconds: float
+    done: bool
+
+
+class RunFolder:
+    """Names of everything in a run folder::
+
+    recipe.json            the recipe with every default written out
+    versions.json          what it ran with
+    base.json              hashes of the model that was started from
+    tokenizer.json         the tokenizer of this run
+    tokens/                train/ and held_out/, the texts as token files
+    checkpoints/           step-000123/ and latest.json
+    metrics.jsonl          one line an optimizer step
+    eval/                  before.json and after.json, and a .rows.jsonl beside each with every answer
+    export/                the Hugging Face folder
+    export.json            how far transformers' logits are from ours
+    report.html            the page
+    summary.json           the figures
+    done/                  one mark a phase, so that the same command goes on where it stopped
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.recipe = path / "recipe.json"
+        self.versions = path / "versions.json"
+        self.tokenizer = path / "tokenizer.json"
+        self.tokenizer_config = path / "tokenizer_config.json"
+        self.tokens = path / "tokens"
+        self.checkpoints = path / "checkpoints"
+        self.metrics = path / "metrics.jsonl"
+        self.export = path / "export"
+        self.proof = path / "export.json"
+        self.report = path / "report.html"
+        self.summary = path / "summary.json"
+
+    def evaluation(self, name: str) -> Path:
+        """Where the evaluation called `name` lies."""
+        return self.path / "eval" / f"{name}.json"
+
+    @contextlib.contextmanager
+    def opened(self, recipe: Recipe) -> Iterator[None]:
+        """Hold the folder for `recipe`, alone; it is created when it is not there.
+
+        Raises `ConfigError` when another process holds it, when it holds other things, or when it belongs to a recipe
+        whose `shaping` differs, key by key.
+        """
+        if self.path.exists() and (not self.path.is_dir() or (any(self.path.iterdir()) and not self._ours())):
+            raise ConfigError(
+                "run.not-a-run",
+                "the output is a file, or a folder that longspan did not make",
+                where=str(self.path),
+                fix="name a new folder as output",
+            )
+        with storage_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / ".lock").open("a")
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigError(
+                    "run.locked",
+                    "another process works in this run folder",
+                    where=str(self.path),
+                    fix="wait for it, or give this run another output",
+                ) from None
+            self._claim(recipe)
+            yield
+
+    def _ours(self) -> bool:
+        return (self.path / ".lock").exists() or self.recipe.exists()
+
+    def _claim(self, recipe: Recipe) -> None:
+        if self.recipe.exists():
+            differing = differences(Recipe.read(self.recipe).shaping, recipe.shaping)
+            if differing:
+                raise ConfigError(
+                    "run.other-recipe",
+                    f"this run folder was made by another recipe; {len(differing)} keys differ: "
+                    + "; ".join(differing[:12]),
+                    where=str(self.path),
+                    fix="change them back, or give this recipe another output",
+                )
+        write_json(self.recipe, recipe.plain())
+        write_json(self.versions, versions())
+
+    def mark(self, phase: str) -> Mark | None:
+        """What is known of a phase; None when it never began."""
+        path = self._mark_path(phase)
+        return Mark(**read_json(path, error=ConfigError, code="run.mark")) if path.exists() else None
+
+    def done(self, phase: str, inputs: Any, *, outputs: tuple[Path, ...] = ()) -> bool:
+        """Whether the phase is done with these inputs and its `outputs` still exist."""
+        mark = self.mark(phase)
+        known = mark is not None and mark.done and mark.inputs == canonical_sha256(inputs)
+        return known and all(path.exists() for path in outputs)
+
+    def once(self, phase: str, inputs: Any, *, work: Callable[[], None], outputs: tuple[Path, ...] = ()) -> None:
+        """Do the work of a phase unless it is done with the same `inputs`, a JSON value, and its `outputs` exist.
+
+        The seconds of interrupted attempts with the same inputs are added up.
+        """
+        if self.done(phase, inputs, outputs=outputs):
+            return
+        mark = self.mark(phase)
+        key = canonical_sha256(inputs)
+        before = mark.seconds if mark is not None and mark.inputs == key and not mark.done else 0.0
+        # Marked as begun first: a kill in mid-work must not leave the mark of other, older inputs.
+        write_json(self._mark_path(phase), {"inputs": key, "seconds": before, "done": False})
+        start = time.monotonic()
+        done = False
+        try:
+            work()
+            done = True
+        finally:
+            seconds = before + time.monotonic() - start
+            write_json(self._mark_path(phase), {"inputs": key, "seconds": seconds, "done": done})
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds that every phase that began took so far."""
+        marks = {phase: self.mark(phase) for phase in PHASES}
+        return {phase: mark.seconds for phase, mark in marks.items() if mark is not None}
+
+    def _mark_path(self, phase: str) -> Path:
+        return self.path / "done" / f"{phase}.json"
+
+
+def flat(value: Any, path: str = "") -> dict[str, Any]:
+    """The leaves of a JSON value by their dotted paths, such as "stages.1.length"."""
+    if not value or not isinstance(value, dict | list):
+        return {path: value}
+    pairs = value.items() if isinstance(value, dict) else enumerate(value)
+    return {k: v for key, item in pairs for k, v in flat(item, f"{path}.{key}" if path else str(key)).items()}
+
+
+def differences(old: Any, new: Any) -> list[str]:
+    """Where two JSON values differ, as "stages.1.length: 512, now 1024"."""
+    before, after = flat(old), flat(new)
+    keys = [*before, *(key for key in after if key not in before)]
+    return [
+        f"{key}: {_short(before, key)}, now {_short(after, key)}"
+        for key in keys
+        if key not in before or key not in after or before[key] != after[key]
+    ]
+
+
+def _short(leaves: dict[str, Any], key: str) -> str:
+    text = repr(leaves[key]) if key in leaves else "nothing"
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
+def versions() -> dict[str, str]:
+    """Versions of the interpreter, the machine and the packages that decide numbers."""
+    found = {"python": platform.python_version(), "machine": f"{platform.system()} {platform.machine()}"}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found

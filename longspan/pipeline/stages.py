@@ -1,0 +1,297 @@
+"""The verbs: each takes a recipe, does one part of the work that is not done yet, and says what came of it."""
+
+import math
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from longspan.batch import Batch
+from longspan.data.build import build_stores
+from longspan.data.collate import collate
+from longspan.data.rows import StageRows
+from longspan.data.tokenize import plain_encode, separator_id
+from longspan.eval.desk import Material
+from longspan.eval.evaluate import check
+from longspan.eval.evaluate import evaluate as evaluate_decoder
+from longspan.model.decoder import Decoder
+from longspan.model.weights import save
+from longspan.pipeline.figures import summary
+from longspan.pipeline.job import Job
+from longspan.pipeline.observer import SILENT, Observer, Stop, never
+from longspan.pipeline.proof import SAMPLE_TOKENS, can_prove, max_logit_difference, round_weights
+from longspan.pipeline.recipe import Recipe, canonical_sha256
+from longspan.pipeline.rundir import versions
+from longspan.records import Evaluation, StepMetrics
+from longspan.report.page import ReportData, write_report
+from longspan.train.loop import train as train_decoder
+from longspan.train.metrics import MetricsFile, read_metrics
+from longspan.train.trackers.base import Tracking
+from longspan.utils.errors import ConfigError
+from longspan.utils.files import read_json, sha256, storage_errors, write_json
+
+
+def run(recipe: Recipe, *, observer: Observer = SILENT, stop: Stop = never) -> dict[str, Any]:
+    """The whole job; what is done already is not done again. The content of summary.json comes back.
+
+    Raises `LongspanError` for whatever the user can mend, `Interrupted` when stopped: run it again to go on.
+    """
+    with Job.opened(recipe, observer=observer, stop=stop) as job:
+        _prepare(job)
+        if recipe.model.new is None:  # random weights have nothing to be compared with
+            _evaluate(job, "before")
+        _train(job)
+        _evaluate(job, "after")
+        _export(job)
+        return _report(job)
+
+
+def train(recipe: Recipe, *, observer: Observer = SILENT, stop: Stop = never) -> dict[str, Any]:
+    """Prepare the data and train; the last step's figures come back. Raises as `run` does."""
+    with Job.opened(recipe, observer=observer, stop=stop) as job:
+        _prepare(job)
+        _train(job)
+        metrics = read_metrics(job.folder.metrics)
+        loss = metrics[-1].loss
+        return {
+            "run": str(job.folder.path),
+            "step": metrics[-1].step,
+            "tokens": metrics[-1].tokens,
+            "loss": loss if math.isfinite(loss) else None,  # JSON has no word for NaN
+        }
+
+
+def evaluate(recipe: Recipe, when: str, *, observer: Observer = SILENT, stop: Stop = never) -> dict[str, Any]:
+    """Evaluate the model `before` or `after` training; its figures come back. Raises as `run` does."""
+    if when == "before" and recipe.model.new is not None:
+        raise ConfigError(
+            "eval.new-model",
+            "a new model has random weights before training",
+            where="recipe: model.new",
+            fix="evaluate it after training",
+        )
+    with Job.opened(recipe, observer=observer, stop=stop) as job:
+        if when == "after":
+            job.require_trained()
+        _prepare(job)
+        _evaluate(job, when)
+        found = {when: _evaluation(job, when)}
+        facts = {"run": str(job.folder.path), "evaluation": str(job.folder.evaluation(when))}
+        figures = summary(before=found.get("before"), after=found.get("after"))
+        return facts | {key: value for key, value in figures.items() if key.endswith(when)}
+
+
+def export(recipe: Recipe, *, observer: Observer = SILENT, stop: Stop = never) -> dict[str, Any]:
+    """Write the trained model as a Hugging Face folder and prove it. Raises as `run` does."""
+    with Job.opened(recipe, observer=observer, stop=stop) as job:
+        _export(job)
+        proof = read_json(job.folder.proof)
+        return {"run": str(job.folder.path), "export": str(job.folder.export), **proof}
+
+
+def report(recipe: Recipe, *, observer: Observer = SILENT, stop: Stop = never) -> dict[str, Any]:
+    """Write the page and summary.json from what the run folder holds. Raises as `run` does."""
+    with Job.opened(recipe, observer=observer, stop=stop) as job:
+        return _report(job)
+
+
+def _once(job: Job, phase: str, inputs: Any, work: Any, *outputs: Path) -> None:
+    job.poll()
+    job.observer.phase(phase, skipped=job.folder.done(phase, inputs, outputs=outputs))
+    job.folder.once(phase, inputs, work=work, outputs=outputs)
+
+
+def _prepare(job: Job) -> None:
+    """Texts become tokens, and every stage and task is tried on them."""
+
+    def work() -> None:
+        tokenizer = job.make_tokenizer()
+        build_stores(
+            job.folder.tokens,
+            job.recipe.data,
+            tokenizer=tokenizer,
+            vocabulary=job.start[0].vocabulary,
+            separator=separator_id(tokenizer),
+            progress=lambda done, total: job.progress(done, total, "bytes of text"),
+        )
+        _rows(job)
+        check(job.recipe.eval.tasks, _material(job))
+
+    _once(job, "prepare", job.prepare_inputs, work, job.folder.tokens, job.folder.tokenizer)
+
+
+def _rows(job: Job) -> list[StageRows]:
+    store, encode = job.stores().train, plain_encode(job.tokenizer())
+    stages = enumerate(job.recipe.stages)
+    return [
+        StageRows(store, length=stage.length, mix=stage.mix, seed=job.recipe.seed, stage=index, encode=encode)
+        for index, stage in stages
+    ]
+
+
+def _material(job: Job) -> Material:
+    documents = job.stores().held_out
+    if job.recipe.eval.tasks and not len(documents):
+        raise ConfigError(
+            "eval.no-text",
+            "the evaluation needs held-out documents, and none is held out",
+            where="recipe: data.held_out",
+            fix='name documents to hold out, such as held_out = ["*.txt"], or set held_out_share',
+        )
+    return Material(documents=documents, encode=plain_encode(job.tokenizer()), seed=job.recipe.seed)
+
+
+def _evaluate(job: Job, when: str) -> None:
+    """One evaluation, resumable row by row."""
+    path = job.folder.evaluation(when)
+
+    def work() -> None:
+        if when == "before":
+            decoder, identity = job.base(), job.base_identity
+        else:
+            decoder, identity = job.trained()
+        found = evaluate_decoder(
+            decoder.eval(),
+            job.recipe.eval.tasks,
+            name=when,
+            material=_material(job),
+            model_id=canonical_sha256([identity, asdict(decoder.frequencies)]),
+            rows_path=path.with_suffix(".rows.jsonl"),
+            progress=lambda done, total: job.progress(done, total, "tokens read"),
+            stop=job.stop,
+        )
+        write_json(path, found.to_json())
+
+    _once(job, when, job.before_inputs if when == "before" else job.after_inputs, work, path)
+
+
+def _train(job: Job) -> None:
+    """All stages, from the newest checkpoint on."""
+
+    def work() -> None:
+        decoder, rows = job.base(), _rows(job)
+        metrics, tracking = MetricsFile(job.folder.metrics), _tracking(job)
+
+        def batches(stage: int, first_row: int, count: int) -> Batch:
+            return collate([rows[stage].row(first_row + index) for index in range(count)])
+
+        def observe(step: StepMetrics) -> None:
+            metrics.write(step)
+            if tracking is not None:
+                tracking.observe(step)
+            job.observer.step(step, step_tokens=job.plans[step.stage].tokens_per_step, total_tokens=job.total_tokens)
+
+        try:
+            train_decoder(
+                decoder.train(),
+                job.plans,
+                settings=job.recipe.train,
+                batches=batches,
+                checkpoints=job.checkpoints(),
+                observe=observe,
+                stop=job.stop,
+            )
+        finally:
+            if tracking is not None:
+                tracking.close()
+
+    _once(job, "train", job.train_inputs, work)
+
+
+def _tracking(job: Job) -> Tracking | None:
+    recipe = job.recipe
+    if recipe.tracking is None:
+        return None
+    folder = job.folder.path / "tracking"
+    return Tracking(recipe.tracking, folder, name=recipe.name, recipe=recipe.plain(), warn=job.observer.warn)
+
+
+def _export(job: Job) -> None:
+    """The Hugging Face folder, written beside its place, proven, then moved there."""
+    fresh = job.folder.path / ".export-new"
+
+    def work() -> None:
+        decoder, _ = job.trained()
+        dtype = getattr(torch, job.recipe.export.dtype)
+        with storage_errors(fresh):
+            shutil.rmtree(fresh, ignore_errors=True)
+        save(decoder, fresh, dtype=dtype)
+        write_json(job.folder.proof, _proven(job, fresh, decoder, dtype))
+        with storage_errors(job.folder.export):
+            shutil.rmtree(job.folder.export, ignore_errors=True)
+            fresh.rename(job.folder.export)
+
+    job.require_trained()
+    _once(job, "export", job.export_inputs, work, job.folder.export, job.folder.proof)
+
+
+def _proven(job: Job, folder: Path, decoder: Decoder, dtype: torch.dtype) -> dict[str, Any]:
+    if not can_prove():
+        job.observer.warn("the export is not checked: install transformers and export again to check it")
+        return {"export_max_logit_diff": None}
+    round_weights(decoder, dtype)
+    return {"export_max_logit_diff": max_logit_difference(folder, decoder, _sample(job))}
+
+
+def _sample(job: Job) -> torch.Tensor:
+    """The beginning of the longest document."""
+    store = max((job.stores().train, job.stores().held_out), key=lambda store: max(store.lengths, default=0))
+    document = int(store.lengths.argmax())
+    count = min(SAMPLE_TOKENS, int(store.lengths[document]), job.plans[-1].length)
+    return torch.from_numpy(store.read(document, 0, count))
+
+
+def _evaluation(job: Job, when: str) -> Evaluation | None:
+    path = job.folder.evaluation(when)
+    return Evaluation.from_json(read_json(path)) if path.exists() else None
+
+
+def _report(job: Job) -> dict[str, Any]:
+    """The page and the summary, from whatever is there."""
+    folder, (shape, frequencies) = job.folder, job.start
+    parts = (folder.metrics, folder.evaluation("before"), folder.evaluation("after"), folder.proof)
+    proof = read_json(folder.proof) if folder.proof.exists() else {}
+
+    def work() -> None:
+        before, after = _evaluation(job, "before"), _evaluation(job, "after")
+        phases = {phase: seconds for phase, seconds in folder.seconds().items() if phase != "report"}
+        model = {
+            "start": str(job.recipe.model.folder or "new"),
+            "family": shape.family,
+            "parameters": shape.parameters,
+            "layers": shape.layers,
+            "trained_length": frequencies.length,
+            "length": job.plans[-1].length,
+        }
+        page = ReportData(
+            title=job.recipe.name,
+            trained_length=frequencies.length,
+            length=job.plans[-1].length,
+            recipe=job.recipe.plain(),
+            metrics=tuple(read_metrics(folder.metrics)),
+            before=before,
+            after=after,
+            model=model,
+            export={"dtype": job.recipe.export.dtype, **proof} if proof else {},
+            seconds=phases,
+            versions=versions(),
+        )
+        write_report(folder.report, page)
+        facts = {
+            "name": job.recipe.name,
+            "model": folder.export.name if folder.export.exists() else None,
+            "report": folder.report.name,
+            "start": model,
+            "tokens": job.total_tokens,
+            **summary(before=before, after=after),
+            "export_max_logit_diff": proof.get("export_max_logit_diff"),
+            "seconds": round(sum(phases.values()), 3),
+            "phases": {phase: round(seconds, 3) for phase, seconds in phases.items()},
+        }
+        write_json(folder.summary, facts)
+
+    inputs = {"recipe": job.recipe.plain(), **{part.name: sha256(part) for part in parts if part.exists()}}
+    _once(job, "report", inputs, work, folder.report, folder.summary)
+    return {"run": str(folder.path), **read_json(folder.summary)}

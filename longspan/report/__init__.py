@@ -1,0 +1,1 @@
+"""What a run did, as one HTML page that needs no network, no script and no server."""

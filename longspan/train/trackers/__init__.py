@@ -1,0 +1,1 @@
+"""Where a run's numbers may also be sent: one file a tracker, none by default."""

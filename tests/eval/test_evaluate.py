@@ -1,0 +1,108 @@
+"""One evaluation end to end on a tiny random decoder: findings, resume, refusals."""
+
+import itertools
+import json
+
+import pytest
+from eval_toys import Texts, encode, material, toy_decoder
+
+from longspan.eval.desk import Material
+from longspan.eval.evaluate import check, cost_tokens, evaluate
+from longspan.eval.tasks.grid import Grid
+from longspan.eval.tasks.position_loss import PositionLoss
+from longspan.probes.needle import Needle
+from longspan.probes.passkey import Passkey
+from longspan.records import Evaluation
+from longspan.utils.errors import ConfigError, DataError, Interrupted
+
+TASKS = (
+    Grid(probe=Needle(), lengths=(400, 600), depths=2, trials=2),
+    Grid(probe=Passkey(), lengths=(256,), depths=2, trials=1),
+    PositionLoss(length=300, windows=2),
+)
+
+
+def run(path, *, stop=lambda: False, seen=None, model_id="weights", tasks=TASKS, decoder=None):
+    return evaluate(
+        decoder or toy_decoder(),
+        tasks,
+        name="before",
+        material=material(),
+        model_id=model_id,
+        rows_path=path / "rows.jsonl",
+        progress=lambda done, total: (seen if seen is not None else []).append((done, total)),
+        stop=stop,
+    )
+
+
+def test_findings_are_complete_and_read_back_from_json(tmp_path):
+    seen: list[tuple[int, int]] = []
+    found = run(tmp_path, seen=seen)
+    assert [(cell.probe, cell.length, cell.trials) for cell in found.cells] == [
+        *[("needle", length, 2) for length in (400, 400, 600, 600)],
+        *[("passkey", 256, 1)] * 2,
+    ]
+    assert [(entry.low, entry.high) for entry in found.bins] == [(0, 128), (128, 256), (256, 300)]
+    assert (found.name, found.model) == ("before", "weights")
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert len(rows) == 2 * 2 * 2 + 2 + 2
+    assert found.seconds == pytest.approx(sum(row["seconds"] for row in rows))
+    assert found.seconds > 0
+    assert {row["model"] for row in rows} == {"weights/float32"}
+    assert Evaluation.from_json(json.loads(json.dumps(found.to_json()))) == found
+    total = cost_tokens(TASKS, material().documents)
+    assert total == 2 * (400 + 600) + 2 * 256 + 2 * (300 + (256 - 128 + 44) + 44)
+    assert seen[-1] == (total, total)
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
+def test_stopped_anywhere_it_ends_with_the_findings_of_an_unbroken_run(tmp_path):
+    unbroken = run(tmp_path / "whole")
+    polls = 0
+
+    def count() -> bool:
+        nonlocal polls
+        polls += 1
+        return False
+
+    run(tmp_path / "count", stop=count)
+    assert polls == 4 + 2 + 2
+    for stops in itertools.count():  # noqa: B007 - read after the loop
+        budget = iter([False])  # one more context in every attempt
+        try:
+            resumed = run(tmp_path / "cut", stop=lambda budget=budget: next(budget, True))
+            break
+        except Interrupted:
+            continue
+    assert stops == polls - 1
+    assert (resumed.cells, resumed.bins) == (unbroken.cells, unbroken.bins)
+    kept = [
+        [json.loads(line) for line in (tmp_path / name / "rows.jsonl").read_text().splitlines()]
+        for name in ("whole", "cut")
+    ]
+    for rows in kept:
+        for row in rows:
+            del row["seconds"]
+    assert kept[0] == kept[1]
+
+
+def test_another_model_shares_the_file_but_no_row(tmp_path):
+    run(tmp_path, model_id="before")
+    run(tmp_path, model_id="after")
+    assert (tmp_path / "rows.jsonl").read_text().count("\n") == 2 * 12
+
+
+def test_two_tasks_that_measure_the_same_are_refused(tmp_path):
+    twice = (*TASKS, Grid(probe=Needle(digits=4), lengths=(600, 700)))
+    with pytest.raises(ConfigError, match="two tasks measure") as caught:
+        run(tmp_path, tasks=twice)
+    assert caught.value.what == "two tasks measure grid/needle/600"
+    assert not (tmp_path / "rows.jsonl").exists()
+
+
+def test_too_little_text_is_refused_before_the_model_reads(tmp_path):
+    with pytest.raises(DataError):
+        check(TASKS, Material(documents=Texts("a" * 100), encode=encode, seed=0))
+    with pytest.raises(DataError):
+        run(tmp_path, tasks=(TASKS[0], PositionLoss(length=10**6)))
+    assert not (tmp_path / "rows.jsonl").exists()

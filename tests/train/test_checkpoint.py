@@ -1,0 +1,343 @@
+import errno
+import hashlib
+import json
+import random
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from toy_training import decoder, frequencies, run, store
+
+from longspan.train import checkpoint as module
+from longspan.train.checkpoint import Progress
+from longspan.train.optimizer import build_optimizer, optimizer_tensors
+from longspan.train.settings import TrainSettings
+from longspan.utils.errors import CheckpointError, StorageError
+
+FILES = ("model.safetensors", "optimizer.safetensors", "manifest.json")
+
+
+def state(seed: int = 1, *, width: int = 16):
+    """A decoder and an optimizer that has made one step."""
+    model = decoder(seed, width=width)
+    optimizer = build_optimizer(model, TrainSettings())
+    for weight in model.parameters():
+        weight.grad = torch.full_like(weight, 0.1 * seed)
+    optimizer.step()
+    return model, optimizer
+
+
+def save(saving, step: int, *, seed: int = 1):
+    model, optimizer = state(seed)
+    progress = Progress(step=step, stage=1, step_in_stage=step, rows_in_stage=4 * step, tokens=32 * step)
+    return saving.save(progress, decoder=model, optimizer=optimizer)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "checkpoints").iterdir())
+
+
+def test_what_is_saved_comes_back(tmp_path):
+    saving = store(tmp_path)
+    model, optimizer = state(3)
+    model.frequencies = frequencies(theta=77.0, length=64)
+    progress = Progress(step=12, stage=1, step_in_stage=5, rows_in_stage=20, tokens=999, skipped_in_a_row=1)
+    saving.save(progress, decoder=model, optimizer=optimizer)
+    found = store(tmp_path).latest()
+    assert found.progress == progress
+    other, other_optimizer = state(4)
+    found.restore(other, other_optimizer)
+    assert other.frequencies == model.frequencies
+    for (name, one), two in zip(model.named_parameters(), other.parameters(), strict=True):
+        assert torch.equal(one, two), name
+    wanted, got = optimizer_tensors(optimizer, model), optimizer_tensors(other_optimizer, other)
+    assert all(torch.equal(got[name], wanted[name]) for name in wanted)
+    weights_only = decoder(5)
+    found.restore(weights_only)
+    assert torch.equal(weights_only.embed.weight, model.embed.weight)
+
+
+def test_files_are_plain_safetensors_and_json_with_true_hashes(tmp_path):
+    model, optimizer = state(2)
+    folder = store(tmp_path).save(Progress(step=1), decoder=model, optimizer=optimizer).folder
+    assert sorted(path.name for path in folder.iterdir()) == sorted(FILES)
+    weights = load_file(folder / "model.safetensors")
+    assert weights.keys() == dict(model.named_parameters()).keys()
+    assert all(torch.equal(weights[name], weight) for name, weight in model.named_parameters())
+    moments = load_file(folder / "optimizer.safetensors")
+    for name, weight in model.named_parameters():
+        assert torch.equal(moments[f"exp_avg/{name}"], optimizer.state[weight]["exp_avg"])
+        assert moments[f"step/{name}"] == 1.0
+    manifest = json.loads((folder / "manifest.json").read_text())["content"]
+    for name in FILES[:2]:
+        content = (folder / name).read_bytes()
+        assert manifest["files"][name] == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    assert manifest["versions"]["torch"] == torch.__version__
+    assert manifest["identity"] == {"recipe": {"seed": 1}}
+    assert manifest["frequencies"]["theta"] == 100.0
+
+
+def test_the_newest_are_kept(tmp_path):
+    saving = store(tmp_path, keep=3)
+    for step in (1, 2, 5, 9, 1_000_000):
+        save(saving, step)
+    assert names(tmp_path) == ["latest.json", "step-000005", "step-000009", "step-1000000"]
+    assert store(tmp_path).latest().progress.step == 1_000_000
+
+
+def test_retention_counts_whole_checkpoints_only(tmp_path):
+    for step in (1, 2, 3):
+        save(store(tmp_path, keep=3), step)
+    damage(tmp_path / "checkpoints" / "step-000002" / "model.safetensors", 100)
+    told = []
+    save(store(tmp_path, keep=3, warn=told.append), 4)
+    assert names(tmp_path) == ["latest.json", "step-000001", "step-000002.damaged-1", "step-000003", "step-000004"]
+    assert "step-000002" in told[0]
+
+
+def damage(path: Path, position: int, *, bit: int = 0) -> None:
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1 << bit
+    path.write_bytes(content)
+
+
+def test_every_flipped_bit_is_found(tmp_path):
+    saving = store(tmp_path)
+    save(saving, 1)
+    save(saving, 2)
+    newest, copy = tmp_path / "checkpoints" / "step-000002", tmp_path / "copy"
+    shutil.copytree(newest, copy)
+    chance = random.Random(0)
+    for _ in range(300):
+        path = newest / chance.choice(FILES)
+        damage(path, chance.randrange(path.stat().st_size), bit=chance.randrange(8))
+        told = []
+        assert store(tmp_path, warn=told.append).latest().progress.step == 1, path.name
+        assert len(told) == 1
+        assert path.name in told[0]
+        aside = newest.with_name("step-000002.damaged-1")
+        assert aside.is_dir()
+        shutil.rmtree(aside)
+        shutil.copytree(copy, newest)
+    assert store(tmp_path).latest().progress.step == 2
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("how", ["cut", "empty", "longer", "gone", "swapped"])
+def test_files_that_are_not_whole_are_found(tmp_path, name, how):
+    saving = store(tmp_path)
+    save(saving, 1, seed=1)
+    save(saving, 2, seed=2)
+    path = tmp_path / "checkpoints" / "step-000002" / name
+    content = path.read_bytes()
+    changed = {"cut": content[:-7], "empty": b"", "longer": content + b"\0"}
+    if how == "gone":
+        path.unlink()
+    elif how == "swapped":
+        path.write_bytes((tmp_path / "checkpoints" / "step-000001" / name).read_bytes())
+    else:
+        path.write_bytes(changed[how])
+    told = []
+    assert store(tmp_path, warn=told.append).latest().progress.step == 1
+    assert "step-000002.damaged-1" in names(tmp_path)
+    assert len(told) == 1
+
+
+def test_a_checkpoint_under_the_name_of_another_step_is_found(tmp_path):
+    save(store(tmp_path), 1)
+    shutil.copytree(tmp_path / "checkpoints" / "step-000001", tmp_path / "checkpoints" / "step-000002")
+    assert store(tmp_path).latest().progress.step == 1
+    assert "step-000002.damaged-1" in names(tmp_path)
+
+
+def test_damaged_folders_get_new_names_and_none_whole_means_none(tmp_path):
+    for _ in range(2):
+        save(store(tmp_path), 1)
+        (tmp_path / "checkpoints" / "step-000001" / "manifest.json").write_text("{}")
+        assert store(tmp_path).latest() is None
+    assert names(tmp_path) == ["latest.json", "step-000001.damaged-1", "step-000001.damaged-2"]
+
+
+def test_a_damaged_newest_checkpoint_costs_only_the_steps_since_the_one_before(tmp_path):
+    wanted = run(tmp_path / "unbroken")
+    run(tmp_path / "run")
+    damage(tmp_path / "run" / "checkpoints" / "step-000007" / "optimizer.safetensors", 5000)
+    seen = []
+    got = run(tmp_path / "run", hook=seen.append)
+    assert [metrics.step for metrics in seen] == [7]
+    assert all(torch.equal(a, b) for a, b in zip(got.parameters(), wanted.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"folder": "step-000001", "step": 1}', '{"folder": "../x", "step": 9}'])
+def test_a_stale_or_damaged_pointer_misleads_nobody(tmp_path, text):
+    saving = store(tmp_path)
+    save(saving, 1)
+    save(saving, 2)
+    pointer = tmp_path / "checkpoints" / "latest.json"
+    pointer.write_text(text)
+    assert store(tmp_path).latest().progress.step == 2
+    assert json.loads(pointer.read_text()) == {"folder": "step-000002", "step": 2}
+
+
+def test_another_recipe_is_refused_with_the_differences(tmp_path):
+    save(store(tmp_path, identity={"recipe": {"seed": 1, "stages": [{"length": 8}]}, "data": "abc"}), 1)
+    other = store(tmp_path, identity={"recipe": {"seed": 2, "stages": [{"length": 8}, {"length": 16}]}, "data": "abc"})
+    with pytest.raises(CheckpointError) as caught:
+        other.latest()
+    assert caught.value.code == "checkpoint.other-recipe"
+    assert "recipe.seed: 1 saved, 2 now" in caught.value.what
+    assert "recipe.stages.1.length: nothing saved, 16 now" in caught.value.what
+    assert "data" not in caught.value.what
+    assert "step-000001" in names(tmp_path), "a refused checkpoint is not a damaged one"
+
+
+def test_long_lists_of_differences_are_cut(tmp_path):
+    save(store(tmp_path, identity={str(key): 0 for key in range(20)}), 1)
+    with pytest.raises(CheckpointError, match="and 8 more"):
+        store(tmp_path, identity={str(key): 1 for key in range(20)}).latest()
+
+
+def test_another_model_is_refused_before_anything_is_changed(tmp_path):
+    found = save(store(tmp_path), 1)
+    wide, optimizer = state(width=24)
+    before = [weight.detach().clone() for weight in wide.parameters()]
+    with pytest.raises(CheckpointError, match=r"embed\.weight") as caught:
+        found.restore(wide, optimizer)
+    assert caught.value.code == "checkpoint.other-model"
+    assert all(torch.equal(a, b) for a, b in zip(before, wide.parameters(), strict=True))
+
+
+def test_a_newer_format_is_refused_and_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "SCHEMA", 2)
+    path = tmp_path / "checkpoints" / "step-000001"
+    save(store(tmp_path), 1)
+    monkeypatch.undo()
+    with pytest.raises(CheckpointError) as caught:
+        store(tmp_path).latest()
+    assert caught.value.code == "checkpoint.schema"
+    assert path.is_dir()
+
+
+def test_a_disk_that_does_not_answer_is_no_damage(tmp_path, monkeypatch):
+    save(store(tmp_path), 1)
+
+    def failing(path):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(module, "sha256", failing)
+    with pytest.raises(StorageError) as caught:
+        store(tmp_path).latest()
+    monkeypatch.undo()
+    assert caught.value.code == "storage.read"
+    manifest = tmp_path / "checkpoints" / "step-000001" / "manifest.json"
+    manifest.rename(manifest.with_name("kept"))
+    manifest.mkdir()  # reading it now gives an error of the system, not a missing file
+    with pytest.raises(StorageError):
+        store(tmp_path).latest()
+    assert "step-000001" in names(tmp_path)
+
+
+def test_bytes_that_come_back_wrong_are_noticed_while_older_ones_are_kept(tmp_path, monkeypatch):
+    saving = store(tmp_path)
+    save(saving, 1)
+    save(saving, 2)
+    real = module.write_tensors
+
+    def lying(path, tensors):
+        digest = real(path, tensors)
+        damage(path, 3000)
+        return digest
+
+    monkeypatch.setattr(module, "write_tensors", lying)
+    with pytest.raises(StorageError) as caught:
+        save(saving, 3)
+    assert caught.value.code == "storage.verify"
+    assert names(tmp_path) == ["latest.json", "step-000001", "step-000002", "step-000003.damaged-1"]
+
+
+class FullDisk:
+    """Writes through `Path.open` fail after so many bytes, as on a disk that fills up."""
+
+    def __init__(self, monkeypatch, room_bytes: int) -> None:
+        self.room_bytes = room_bytes
+        real = Path.open
+        disk = self
+
+        def opening(path, mode="r", *args, **kwargs):
+            file = real(path, mode, *args, **kwargs)
+            return _Counted(file, disk) if "w" in mode or "a" in mode else file
+
+        monkeypatch.setattr(Path, "open", opening)
+
+
+class _Counted:
+    def __init__(self, file, disk: FullDisk) -> None:
+        self._file, self._disk = file, disk
+
+    def write(self, content) -> int:
+        room = self._disk.room_bytes
+        self._disk.room_bytes -= len(content)
+        if len(content) > room:
+            self._file.write(content[: max(0, room)])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return self._file.write(content)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._file.close()
+
+    def __getattr__(self, name):
+        return getattr(self._file, name)
+
+
+@pytest.mark.parametrize("room_share", [0.0, 0.01, 0.2, 0.34, 0.7, 0.97, 0.9999])
+def test_a_disk_that_fills_up_leaves_older_checkpoints_whole(tmp_path, room_share):
+    saving = store(tmp_path)
+    save(saving, 1)
+    found = save(saving, 2)
+    each_bytes = sum(path.stat().st_size for path in found.folder.iterdir())
+    with pytest.MonkeyPatch.context() as patch:
+        FullDisk(patch, int(room_share * each_bytes))
+        with pytest.raises(StorageError) as caught:
+            save(saving, 3)
+    assert caught.value.code == "storage.full"
+    assert names(tmp_path) == ["latest.json", "step-000001", "step-000002"]
+    assert store(tmp_path).latest().progress.step == 2
+    assert save(saving, 3).progress.step == 3, "it goes on when there is room again"
+
+
+def test_space_is_checked_before_training(tmp_path, monkeypatch):
+    model, optimizer = state()
+    saving = store(tmp_path, keep=4)
+    each_bytes = sum(path.stat().st_size for path in save(saving, 1).folder.glob("*.safetensors"))
+    usage = namedtuple("usage", "total used free")
+    # five fit when one is there already and there is room for four more; its manifest counts as well
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, 4 * each_bytes))
+    saving.prepare(model, optimizer)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, 4 * each_bytes - 5000))
+    with pytest.raises(StorageError) as caught:
+        saving.prepare(model, optimizer)
+    assert caught.value.code == "storage.space"
+
+
+def test_what_a_kill_left_is_removed_and_nothing_else(tmp_path):
+    folder = tmp_path / "checkpoints"
+    save(store(tmp_path), 1)
+    (folder / "step-000002.tmp-0a1b2c3d").mkdir()
+    (folder / "step-000002.tmp-0a1b2c3d" / "model.safetensors").write_bytes(b"half")
+    (folder / ".latest.json.tmp-0a1b2c3d").write_bytes(b"{")
+    (folder / "step-000003.damaged-1").mkdir()
+    (folder / "notes").mkdir()
+    store(tmp_path).prepare(*state())
+    assert names(tmp_path) == ["latest.json", "notes", "step-000001", "step-000003.damaged-1"]
+
+
+def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path):
+    (tmp_path / "checkpoints").write_text("a file is in the way")
+    with pytest.raises(StorageError):
+        store(tmp_path).prepare(*state())
