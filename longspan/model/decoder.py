@@ -81,7 +81,8 @@ class Decoder(nn.Module):
     """A decoder-only language model of the Llama kind: tokens `[b, S]` in, float32 logits `[b, S, v]` out.
 
     `frequencies` may be replaced between runs; nothing is cached from it. `source` is the folder the weights came
-    from (its tokenizer files travel with a save) and `config` the Hugging Face config found there.
+    from (its tokenizer files travel with a save) and `config` the Hugging Face config found there. `angle_dtype` is
+    float64; float32 imitates the angles of serving engines.
     """
 
     def __init__(self, shape: ModelShape, frequencies: Frequencies) -> None:
@@ -90,6 +91,7 @@ class Decoder(nn.Module):
         self.frequencies = frequencies
         self.source: Path | None = None
         self.config: dict[str, Any] = {}
+        self.angle_dtype = torch.float64
         self.embed = nn.Embedding(shape.vocabulary, shape.width)
         self.blocks = nn.ModuleList(Block(shape, layer) for layer in range(shape.layers))
         self.norm = Norm(shape.width, shape.norm_epsilon)
@@ -117,7 +119,7 @@ class Decoder(nn.Module):
         if positions is None:
             start = 0 if cache is None else cache.length
             positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)[None]
-        cos, sin = cos_sin(positions, self.frequencies)
+        cos, sin = cos_sin(positions, self.frequencies, angle_dtype=self.angle_dtype)
         x = self.embed(tokens)
         for block in self.blocks:
             x = block(x, cos, sin, spans=spans, cache=cache)

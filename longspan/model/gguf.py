@@ -39,7 +39,8 @@ def dequantise(raw: np.ndarray, kind: str) -> np.ndarray:
         weights = _float16(blocks[:, :2]) * nibbles + _float16(blocks[:, 2:4])
     else:
         weights = _float16(raw) if kind == "F16" else raw.view("<f4")
-    return weights.ravel()
+    flat: np.ndarray = weights.ravel()
+    return flat
 
 
 def _float16(raw: np.ndarray) -> np.ndarray:

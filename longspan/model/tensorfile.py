@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from longspan.utils.errors import ModelError
-from longspan.utils.files import _no_duplicates, storage_errors
+from longspan.utils.files import without_duplicates, storage_errors
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -87,7 +87,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
             raise _damaged(path, f"a header of {header_bytes} bytes in a file of {file_bytes}")
         text = file.read(header_bytes)
     try:
-        header = json.loads(text, object_pairs_hook=_no_duplicates)
+        header = json.loads(text, object_pairs_hook=without_duplicates)
     except (ValueError, RecursionError) as cause:
         raise _damaged(path, f"its header is no JSON ({cause})") from cause
     if not isinstance(header, dict):

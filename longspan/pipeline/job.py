@@ -157,7 +157,7 @@ class Job:
     def trained(self) -> tuple[Decoder, str]:
         """The decoder after training, and the hash of its weights.
 
-        Raises `ConfigError` when no whole checkpoint is left.
+        Raises `ConfigError` when the checkpoint of the last step is lost.
         """
         checkpoint = self.checkpoints().latest()
         if checkpoint is None:
@@ -166,6 +166,14 @@ class Job:
                 "the run is marked as trained, but holds no whole checkpoint",
                 where=str(self.folder.checkpoints),
                 fix="put the checkpoint back, or remove done/train.json in the run folder and train again",
+            )
+        total = sum(plan.steps for plan in self.plans)
+        if checkpoint.progress.step != total:
+            raise ConfigError(
+                "run.lost-checkpoint",
+                f"the newest whole checkpoint is of step {checkpoint.progress.step}, and training took {total} steps",
+                where=str(self.folder.checkpoints),
+                fix="remove done/train.json in the run folder and train again: it goes on from that step",
             )
         decoder = self.base()
         checkpoint.restore(decoder)

@@ -41,6 +41,7 @@ class RunFolder:
     export/                the Hugging Face folder
     export.json            how far transformers' logits are from ours
     report.html            the page
+    heatmaps.svg           its heat maps alone
     summary.json           the figures
     done/                  one mark a phase, so that the same command goes on where it stopped
     """
@@ -57,6 +58,7 @@ class RunFolder:
         self.export = path / "export"
         self.proof = path / "export.json"
         self.report = path / "report.html"
+        self.heatmaps = path / "heatmaps.svg"
         self.summary = path / "summary.json"
 
     def evaluation(self, name: str) -> Path:

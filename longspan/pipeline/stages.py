@@ -21,16 +21,17 @@ from longspan.model.weights import save
 from longspan.pipeline.figures import summary
 from longspan.pipeline.job import Job
 from longspan.pipeline.observer import SILENT, Observer, Stop, never
-from longspan.pipeline.proof import SAMPLE_TOKENS, can_prove, max_logit_difference, round_weights
+from longspan.pipeline.proof import SAMPLE_TOKENS, can_prove, logit_differences, round_weights
 from longspan.pipeline.recipe import Recipe, canonical_sha256
 from longspan.pipeline.rundir import versions
 from longspan.records import Evaluation, StepMetrics
+from longspan.report.heatmap import heatmaps_svg
 from longspan.report.page import ReportData, write_report
 from longspan.train.loop import train as train_decoder
 from longspan.train.metrics import MetricsFile, read_metrics
 from longspan.train.trackers.base import Tracking
 from longspan.utils.errors import ConfigError
-from longspan.utils.files import read_json, sha256, storage_errors, write_json
+from longspan.utils.files import read_json, sha256, storage_errors, write_atomic, write_json
 
 
 def run(recipe: Recipe, *, observer: Observer = SILENT, stop: Stop = never) -> dict[str, Any]:
@@ -232,7 +233,7 @@ def _proven(job: Job, folder: Path, decoder: Decoder, dtype: torch.dtype) -> dic
         job.observer.warn("the export is not checked: install transformers and export again to check it")
         return {"export_max_logit_diff": None}
     round_weights(decoder, dtype)
-    return {"export_max_logit_diff": max_logit_difference(folder, decoder, _sample(job))}
+    return logit_differences(folder, decoder, _sample(job))
 
 
 def _sample(job: Job) -> torch.Tensor:
@@ -279,6 +280,8 @@ def _report(job: Job) -> dict[str, Any]:
             versions=versions(),
         )
         write_report(folder.report, page)
+        maps = heatmaps_svg([evaluation for evaluation in (before, after) if evaluation is not None])
+        write_atomic(folder.heatmaps, maps.encode())
         facts = {
             "name": job.recipe.name,
             "model": folder.export.name if folder.export.exists() else None,
@@ -287,11 +290,12 @@ def _report(job: Job) -> dict[str, Any]:
             "tokens": job.total_tokens,
             **summary(before=before, after=after),
             "export_max_logit_diff": proof.get("export_max_logit_diff"),
+            "float32_angles_logit_diff": proof.get("float32_angles_logit_diff"),
             "seconds": round(sum(phases.values()), 3),
             "phases": {phase: round(seconds, 3) for phase, seconds in phases.items()},
         }
         write_json(folder.summary, facts)
 
     inputs = {"recipe": job.recipe.plain(), **{part.name: sha256(part) for part in parts if part.exists()}}
-    _once(job, "report", inputs, work, folder.report, folder.summary)
+    _once(job, "report", inputs, work, folder.report, folder.heatmaps, folder.summary)
     return {"run": str(folder.path), **read_json(folder.summary)}

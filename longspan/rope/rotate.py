@@ -20,10 +20,15 @@ def served_omegas(frequencies: Frequencies) -> Float[Tensor, " pairs"]:
 
 
 def cos_sin(
-    positions: Int[Tensor, "b S"], frequencies: Frequencies
+    positions: Int[Tensor, "b S"], frequencies: Frequencies, *, angle_dtype: torch.dtype = torch.float64
 ) -> tuple[Float[Tensor, "b S pairs"], Float[Tensor, "b S pairs"]]:
-    """Cosine and sine of every position and pair, float32, times the attention factor; angles in float64."""
-    angles = positions.double()[..., None] * served_omegas(frequencies).to(positions.device)
+    """Cosine and sine of every position and pair, float32, times the attention factor.
+
+    Angles are formed in float64; `angle_dtype` float32 gives those of a serving engine, which are off by more the
+    later the position.
+    """
+    omegas = served_omegas(frequencies).to(positions.device, angle_dtype)
+    angles = positions.to(angle_dtype)[..., None] * omegas
     scale = frequencies.attention_factor
     return (angles.cos() * scale).float(), (angles.sin() * scale).float()
 

@@ -43,5 +43,5 @@ class StorageError(LongspanError):
     """The disk is full, read-only or failing."""
 
 
-class Interrupted(Exception):  # noqa: N818 - not an error: the run was asked to stop and has saved its state
+class Interrupted(Exception):
     """The run was asked to stop (SIGTERM, SIGINT, SIGUSR1), saved its state and can go on later."""

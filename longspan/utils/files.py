@@ -63,7 +63,8 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An `object_pairs_hook` for JSON: `json` itself keeps the last of two equal keys without a word."""
     result: dict[str, Any] = {}
     for key, value in pairs:
         if key in result:
@@ -80,7 +81,7 @@ def read_json(path: Path, *, error: type[LongspanError] = LongspanError, code: s
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise ValueError(f"larger than {MAX_JSON_BYTES} bytes")
-        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_no_duplicates)
+        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=without_duplicates)
     except FileNotFoundError:
         raise error(code, f"{path.name} is missing", where=str(path), fix="check the path") from None
     except (OSError, ValueError, RecursionError) as cause:

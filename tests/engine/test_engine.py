@@ -51,9 +51,7 @@ def ragged_batch(rows=3, length=21):
     weights[0, :7] = 0
     weights[2] = 0  # a row without any target
     spans = ((0, length), (0, 4, 9, length), (0, 1, length))
-    positions = torch.cat(
-        [torch.cat([torch.arange(b - a) for a, b in zip(s, s[1:], strict=False)])[None] for s in spans]
-    )
+    positions = torch.stack([torch.cat([torch.arange(b - a) for a, b in itertools.pairwise(s)]) for s in spans])
     return Batch(tokens=tokens[:, :-1], targets=tokens[:, 1:], weights=weights, positions=positions, spans=spans)
 
 

@@ -16,7 +16,7 @@ from longspan.records import Evaluation
 from longspan.utils.errors import ConfigError, DataError, Interrupted
 
 TASKS = (
-    Grid(probe=Needle(), lengths=(400, 600), depths=2, trials=2),
+    Grid(probe=Needle(), lengths=(400, 600), depths=2, trials=2, pack=True),
     Grid(probe=Passkey(), lengths=(256,), depths=2, trials=1),
     PositionLoss(length=300, windows=2),
 )
@@ -39,7 +39,7 @@ def test_findings_are_complete_and_read_back_from_json(tmp_path):
     seen: list[tuple[int, int]] = []
     found = run(tmp_path, seen=seen)
     assert [(cell.probe, cell.length, cell.trials) for cell in found.cells] == [
-        *[("needle", length, 2) for length in (400, 400, 600, 600)],
+        *[("pack/needle", length, 2) for length in (400, 400, 600, 600)],
         *[("passkey", 256, 1)] * 2,
     ]
     assert [(entry.low, entry.high) for entry in found.bins] == [(0, 128), (128, 256), (256, 300)]
@@ -93,10 +93,10 @@ def test_another_model_shares_the_file_but_no_row(tmp_path):
 
 
 def test_two_tasks_that_measure_the_same_are_refused(tmp_path):
-    twice = (*TASKS, Grid(probe=Needle(digits=4), lengths=(600, 700)))
+    twice = (*TASKS, Grid(probe=Needle(digits=4), lengths=(600, 700), pack=True))
     with pytest.raises(ConfigError, match="two tasks measure") as caught:
         run(tmp_path, tasks=twice)
-    assert caught.value.what == "two tasks measure grid/needle/600"
+    assert caught.value.what == "two tasks measure grid/pack/needle/600"
     assert not (tmp_path / "rows.jsonl").exists()
 
 

@@ -30,37 +30,37 @@ def desk_for(reader, path, *, stuff=None, stop=lambda: False, advance=lambda tok
 
 
 GRIDS = [
-    Grid(probe=Needle(), lengths=(600, 1100), depths=3, trials=2),
+    Grid(probe=Needle(), lengths=(600, 1100), depths=3, trials=2, pack=True),
     Grid(probe=KeyValue(), lengths=(700,), depths=4, trials=3),
     Grid(probe=Passkey(), lengths=(300, 512), depths=3, trials=2),
 ]
 
 
-@pytest.mark.parametrize("task", GRIDS, ids=lambda task: task.probe.kind)
+@pytest.mark.parametrize("task", GRIDS, ids=lambda task: task.name)
 def test_a_perfect_copier_hits_all_and_a_blind_one_none(task, tmp_path):
     for blind in (False, True):
         found = task.run(desk_for(Copier(blind=blind), tmp_path / str(blind)))
         assert [(c.length, c.depth) for c in found.cells] == [
             (length, pytest.approx((i + 0.5) / task.depths)) for length in task.lengths for i in range(task.depths)
         ]
-        assert all(cell.probe == task.probe.kind for cell in found.cells)
+        assert all(cell.probe == task.name for cell in found.cells)
         assert all((cell.hits, cell.trials) == (0 if blind else task.trials, task.trials) for cell in found.cells)
 
 
-@pytest.mark.parametrize("task", GRIDS, ids=lambda task: task.probe.kind)
+@pytest.mark.parametrize("task", GRIDS, ids=lambda task: task.name)
 def test_contexts_fill_their_length_and_the_cost_is_told_before(task, tmp_path):
     reader, seen = Copier(), []
     task.run(desk_for(reader, tmp_path, advance=seen.append))
-    packs = task.depths if task.probe.most_items == 1 else 1
+    packs = 1 if task.pack else task.depths
     expected = [length for length in task.lengths for _ in range(task.trials * packs)]
     assert reader.lengths == seen == expected
     assert sum(seen) == task.cost_tokens(material().documents)
     assert len({context.tobytes() for context in reader.contexts}) == len(expected)
 
 
-def test_one_prefill_carries_all_depths_of_a_needle_and_rows_say_where(tmp_path):
+def test_one_prefill_carries_all_depths_of_a_pack_and_rows_say_where(tmp_path):
     reader = Copier()
-    task = Grid(probe=Needle(), lengths=(900,), depths=5, trials=1)
+    task = Grid(probe=Needle(), lengths=(900,), depths=5, trials=1, pack=True)
     rows = task.run(desk_for(reader, tmp_path)).rows
     assert len(reader.contexts) == 1
     assert len(rows) == len({row["key"] for row in rows}) == 5
@@ -68,7 +68,7 @@ def test_one_prefill_carries_all_depths_of_a_needle_and_rows_say_where(tmp_path)
     text = decode(reader.contexts[0])
     for stratum, row in enumerate(rows):
         assert stratum / 5 <= row["depth"] < (stratum + 1) / 5
-        name = row["question"].split()[-2].rstrip("?")
+        name = row["question"].split()[-2]
         assert text[row["offset_tokens"] :].startswith(f"\nThe code of {name} is{row['gold']}.\n")
         assert row["offset_tokens"] / len(text) == pytest.approx(row["depth"], abs=0.15)
         assert decode(row["gold_tokens"]) == decode(row["predicted_tokens"]) == row["gold"]
@@ -131,7 +131,7 @@ def without_seconds(rows):
 
 
 def test_a_context_with_some_rows_runs_only_the_others(tmp_path):
-    task = Grid(probe=Needle(), lengths=(900,), depths=4, trials=1)
+    task = Grid(probe=Needle(), lengths=(900,), depths=4, trials=1, pack=True)
     whole = task.run(desk_for(Copier(), tmp_path))
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:3]))
@@ -151,7 +151,7 @@ def test_another_model_text_or_setting_shares_no_row(change, tmp_path):
     if change == "text":
         stuff = Material(documents=Texts(prose(9, 2000)), encode=encode, seed=7)
     if change == "settings":
-        task = Grid(probe=Needle(digits=7), lengths=(600, 1100), depths=3, trials=2)
+        task = Grid(probe=Needle(digits=7), lengths=(600, 1100), depths=3, trials=2, pack=True)
     reader = Copier()
     task.run(desk_for(reader, tmp_path, stuff=stuff, model_id=model_id))
     assert len(reader.contexts) == 4
@@ -161,7 +161,7 @@ def test_what_cannot_be_built_is_refused_before_anything_is_read():
     with pytest.raises(DataError, match="are missing, and text is never repeated"):
         Grid(probe=Needle(), lengths=(512, 100_000)).check(material())
     with pytest.raises(DataError, match="too few for the lines"):
-        Grid(probe=Needle(), lengths=(300, 1000), depths=10).check(material())
+        Grid(probe=Needle(), lengths=(300, 1000), depths=10, pack=True).check(material())
     GRIDS[0].check(material())
 
 
@@ -173,6 +173,9 @@ def test_settings():
     for lengths in ("[]", "[1024, 512]", "[512, 512]", "[8]"):
         with pytest.raises(ValidationError):
             adapter.validate_json(f'{{"kind": "grid", "probe": {{"kind": "needle"}}, "lengths": {lengths}}}')
+    with pytest.raises(ValidationError, match="leave out pack"):
+        Grid(probe=Passkey(), lengths=(512,), pack=True)
+    assert Grid(probe=Needle(), lengths=(512,), pack=True).parts == ("grid/pack/needle/512",)
     assert set(kinds("longspan.eval.tasks")) >= {"grid", "position_loss"}
 
 

@@ -209,8 +209,14 @@ def test_lost_checkpoints_and_differing_exports_are_told(micro: Path, monkeypatc
     monkeypatch.setattr("longspan.pipeline.stages.can_prove", lambda: False)
     assert stages.export(recipe, observer=listener)["export_max_logit_diff"] is None
     assert "transformers" in listener.warnings[0]
-    shutil.rmtree(micro.parent / "run" / "checkpoints")
+    checkpoints = micro.parent / "run" / "checkpoints"
     shutil.rmtree(micro.parent / "run" / "export")
+    # An older checkpoint is no trained model, even when the newest is damaged.
+    (checkpoints / "step-000008" / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(ConfigError) as lost:
+        stages.export(recipe)
+    assert lost.value.code == "run.lost-checkpoint"
+    shutil.rmtree(checkpoints)
     with pytest.raises(ConfigError) as lost:
         stages.export(recipe)
     assert lost.value.code == "run.no-checkpoint"

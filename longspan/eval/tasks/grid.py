@@ -1,9 +1,9 @@
 """Retrieval grid: can the model read back lines planted at every depth of contexts of every length?"""
 
 import random
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from longspan.config import any_kind
 from longspan.eval.desk import Desk, Material
@@ -25,8 +25,9 @@ class Grid(Task):
     """Accuracy by length and depth of a probe in held-out text, `trials` a cell.
 
     Depth is cut in `depths` equal strata; a line stands at random inside its stratum, whose middle names the cell.
-    A context carries one line a stratum (a pack), or one in all when the probe allows no more; each context has its
-    own window of text and its own keys. The same seed gives the same contexts to every model.
+    A context carries one line; with `pack` it carries one a stratum, so that the others distract and one reading
+    serves all: that is another, harder task, and it goes by the name `pack/needle`. Each context has its own window
+    of text and its own keys. The same seed gives the same contexts to every model.
     """
 
     kind: Literal["grid"] = "grid"
@@ -34,6 +35,13 @@ class Grid(Task):
     lengths: Annotated[tuple[Length, ...], Field(min_length=1)]
     depths: int = Field(default=5, ge=1, le=100)
     trials: int = Field(default=4, ge=1)
+    pack: bool = False
+
+    @model_validator(mode="after")
+    def _packable(self) -> Self:
+        if self.pack and self.probe.most_items is not None and self.probe.most_items < self.depths:
+            raise ValueError(f"a text carries {self.probe.most_items} line of {self.probe.kind}: leave out pack")
+        return self
 
     @field_validator("lengths")
     @classmethod
@@ -43,9 +51,14 @@ class Grid(Task):
         return lengths
 
     @property
+    def name(self) -> str:
+        """How its cells are called: the probe, and whether its lines stand together."""
+        return f"pack/{self.probe.kind}" if self.pack else self.probe.kind
+
+    @property
     def parts(self) -> tuple[str, ...]:
         """One part a length of this probe."""
-        return tuple(f"grid/{self.probe.kind}/{length}" for length in self.lengths)
+        return tuple(f"grid/{self.name}/{length}" for length in self.lengths)
 
     def cost_tokens(self, documents: Documents) -> int:  # noqa: ARG002 - as many tokens whatever the text
         """Every context at its full length."""
@@ -65,14 +78,14 @@ class Grid(Task):
             for trial in range(self.trials):
                 for pack, strata in enumerate(self._packs):
                     context = self._context(desk.material, length=length, trial=trial, pack=pack)
-                    cluster = f"{self.probe.kind}/{length}/{trial}/{pack}"
-                    found = desk.ask(context, task=f"grid/{self.probe.kind}", length=length, cluster=cluster)
+                    cluster = f"{self.name}/{length}/{trial}/{pack}"
+                    found = desk.ask(context, task=f"grid/{self.name}", length=length, cluster=cluster)
                     for stratum, row in zip(strata, found, strict=True):
                         hits[stratum] += row["hit"]
                     rows += found
             cells += [
                 Cell(
-                    probe=self.probe.kind,
+                    probe=self.name,
                     length=length,
                     depth=(stratum + 0.5) / self.depths,
                     hits=hits[stratum],
@@ -85,11 +98,11 @@ class Grid(Task):
     @property
     def _packs(self) -> list[range]:
         """The strata that share a context."""
-        size = min(self.depths, self.probe.most_items or self.depths)
+        size = self.depths if self.pack else 1
         return [range(start, min(start + size, self.depths)) for start in range(0, self.depths, size)]
 
     def _context(self, material: Material, *, length: int, trial: int, pack: int) -> Context:
-        name = f"{material.seed}/grid/{self.probe.kind}/{length}"
+        name = f"{material.seed}/grid/{self.name}/{length}"
         text = window(
             material.documents,
             length,
