@@ -58,6 +58,12 @@ class Evaluation:
         bins = tuple(PositionBin(**entry) for entry in value["bins"])
         return cls(name=value["name"], model=value["model"], cells=cells, bins=bins, seconds=value["seconds"])
 
+    @property
+    def main_probe(self) -> str | None:
+        """The probe that headlines speak of: `needle`, or the first that was asked when there is none of that name."""
+        names = [cell.probe for cell in self.cells]
+        return "needle" if "needle" in names else next(iter(names), None)
+
     def by_length(self, probe: str) -> dict[int, tuple[int, int]]:
         """Hits and trials of a probe for every length, depths added up."""
         totals: dict[int, tuple[int, int]] = {}

@@ -3,6 +3,7 @@
 Format: u64 length of a JSON header, the header, then every tensor's bytes without gaps, little-endian.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from longspan.utils.errors import ModelError
-from longspan.utils.files import without_duplicates, storage_errors
+from longspan.utils.files import storage_errors, without_duplicates
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -134,20 +135,17 @@ def read_entries(path: Path) -> dict[str, Entry]:
     return entries
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Stored], *, dtype: torch.dtype) -> None:
-    """Write a new file, tensor by tensor in the order given; the bytes depend on names, values and `dtype` alone.
+def write_tensors(path: Path, tensors: Mapping[str, Stored], *, dtype: torch.dtype) -> str:
+    """Write a new file durably, tensor by tensor in the order given, and return its sha256, formed on the way.
 
+    The bytes depend on names, values and `dtype` alone.
     Raises `ModelError` when a value is NaN or infinite in `dtype`, `StorageError` when the disk cannot take it.
     """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, stored in tensors.items():
-        start, end = end, end + math.prod(stored.shape) * dtype.itemsize
-        header[name] = {"dtype": NAMES[dtype], "shape": list(stored.shape), "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8, so that readers may map them
+    digest = hashlib.sha256()
     with storage_errors(path), path.open("xb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+        header, _ = _layout(tensors, dtype)
+        digest.update(header)
+        file.write(header)
         for name, stored in tensors.items():
             tensor = stored.read().detach().to("cpu", dtype).contiguous()
             assert tuple(tensor.shape) == stored.shape
@@ -158,6 +156,27 @@ def write_tensors(path: Path, tensors: Mapping[str, Stored], *, dtype: torch.dty
                     where=str(path),
                     fix="save in float32 or bfloat16; if that fails too, go back to an earlier checkpoint",
                 )
-            file.write(tensor.flatten().view(torch.uint8).numpy().data)
+            content = tensor.flatten().view(torch.uint8).numpy().data
+            digest.update(content)
+            file.write(content)
         file.flush()
         os.fsync(file.fileno())
+    return digest.hexdigest()
+
+
+def file_bytes(tensors: Mapping[str, Stored], dtype: torch.dtype) -> int:
+    """The size of the file that `write_tensors` would write."""
+    header, data_bytes = _layout(tensors, dtype)
+    return len(header) + data_bytes
+
+
+def _layout(tensors: Mapping[str, Stored], dtype: torch.dtype) -> tuple[bytes, int]:
+    """The file up to its first tensor, and the bytes of all tensors."""
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, stored in tensors.items():
+        start, end = end, end + math.prod(stored.shape) * dtype.itemsize
+        entries[name] = {"dtype": NAMES[dtype], "shape": list(stored.shape), "data_offsets": [start, end]}
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8, so that readers may map them
+    return len(text).to_bytes(8, "little") + text, end

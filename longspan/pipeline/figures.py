@@ -20,10 +20,9 @@ def accuracy(evaluation: Evaluation | None) -> dict[str, dict[str, dict[str, flo
 
 
 def needle(evaluation: Evaluation | None) -> dict[str, float]:
-    """Accuracy by length of the probe `needle`, or of the first probe when there is none of that name."""
-    by_probe = accuracy(evaluation)
-    chosen = by_probe.get("needle") or next(iter(by_probe.values()), {})
-    return {length: float(entry["accuracy"]) for length, entry in chosen.items()}
+    """Accuracy by length of the main probe."""
+    main = evaluation.main_probe if evaluation is not None else None
+    return {length: float(entry["accuracy"]) for length, entry in accuracy(evaluation).get(main or "", {}).items()}
 
 
 def nll_by_position(evaluation: Evaluation | None) -> list[dict[str, float | int]]:

@@ -133,15 +133,13 @@ def _rate(found: tuple[int, int] | None) -> Rate | None:
 
 
 def _retrieval(evaluations: Sequence[Evaluation]) -> list[Tile]:
-    """Hits over all probes at the longest length that the last evaluation asked."""
-    ran = [e for e in evaluations if e.cells]
-    if not ran:
+    """Hits of the main probe at the longest length that the last evaluation asked it at."""
+    main = next((e.main_probe for e in reversed(evaluations) if e.cells), None)
+    found = [lengths for e in evaluations if (lengths := e.by_length(main or ""))]
+    if not found:
         return []
-    longest = max(cell.length for cell in ran[-1].cells)
-    totals = []
-    for evaluation in ran:
-        cells = [cell for cell in evaluation.cells if cell.length == longest]
-        totals.append((sum(cell.hits for cell in cells), sum(cell.trials for cell in cells)))
+    longest = max(found[-1])
+    totals = [lengths.get(longest, (0, 0)) for lengths in found]
     hits, trials = totals[-1]
     return [
         Tile(

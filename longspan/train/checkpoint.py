@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from longspan.model.decoder import Decoder
+from longspan.model.tensorfile import Held, file_bytes, read_entries, write_tensors
 from longspan.rope.frequencies import Frequencies
 from longspan.train.optimizer import optimizer_tensors
-from longspan.train.tensorfile import file_bytes, read_tensors, tensor_shapes, write_tensors
 from longspan.utils.errors import CheckpointError, StorageError
 from longspan.utils.files import fsync_folder, read_json, sha256, storage_errors, write_json
 
 SCHEMA = 1
+DTYPE = torch.float32  # weights and moments are float32 masters
 WEIGHTS, OPTIMIZER, MANIFEST, LATEST = "model.safetensors", "optimizer.safetensors", "manifest.json", "latest.json"
 NAME = re.compile(r"step-(\d{6,})")
 LISTED_DIFFERENCES = 12
@@ -60,12 +61,13 @@ class Checkpoint:
 
     @torch.no_grad()
     def _fill(self, file: str, tensors: Mapping[str, Tensor]) -> None:
-        saved = tensor_shapes(self.folder / file)
+        entries = read_entries(self.folder / file)
+        saved = {name: entry.shape for name, entry in entries.items()}
         wanted = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         if saved != wanted:
             _refuse("model", _differences(saved, wanted), self.folder / file)
-        for name, tensor in read_tensors(self.folder / file):
-            tensors[name].copy_(tensor)
+        for name, entry in entries.items():
+            tensors[name].copy_(entry.read())
 
 
 class CheckpointStore:
@@ -101,7 +103,7 @@ class CheckpointStore:
             self.folder.mkdir(parents=True, exist_ok=True)
             for leftover in self.folder.glob("*.tmp-*"):
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-            each_bytes = sum(file_bytes(tensors) for tensors in _files(decoder, optimizer).values())
+            each_bytes = sum(file_bytes(tensors, DTYPE) for tensors in _files(decoder, optimizer).values())
             have_bytes = sum(file.stat().st_size for folder in self._folders() for file in folder.iterdir())
             free_bytes = shutil.disk_usage(self.folder).free
         need_bytes = (self._keep + 1) * each_bytes - have_bytes
@@ -140,7 +142,7 @@ class CheckpointStore:
             with storage_errors(final):
                 temporary.mkdir(parents=True)
                 hashes = {
-                    name: write_tensors(temporary / name, tensors)
+                    name: write_tensors(temporary / name, tensors, dtype=DTYPE)
                     for name, tensors in _files(decoder, optimizer).items()
                 }
             files = {name: {"bytes": (temporary / name).stat().st_size, "sha256": hashes[name]} for name in hashes}
@@ -244,8 +246,12 @@ def _step_of(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
 
 
-def _files(decoder: nn.Module, optimizer: torch.optim.AdamW) -> dict[str, dict[str, Tensor]]:
-    return {WEIGHTS: dict(decoder.named_parameters()), OPTIMIZER: optimizer_tensors(optimizer, decoder)}
+def _files(decoder: nn.Module, optimizer: torch.optim.AdamW) -> dict[str, dict[str, Held]]:
+    state: dict[str, Mapping[str, Tensor]] = {
+        WEIGHTS: dict(decoder.named_parameters()),
+        OPTIMIZER: optimizer_tensors(optimizer, decoder),
+    }
+    return {file: {name: Held(tensor) for name, tensor in tensors.items()} for file, tensors in state.items()}
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
