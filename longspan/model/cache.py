@@ -8,20 +8,18 @@ from longspan.shape import ModelShape
 
 
 class KVCache:
-    """Rotated keys and values of every layer, `[b, g, capacity, d]` each, of which the first `length` count."""
+    """Rotated keys and values of one row in every layer, `[1, g, capacity, d]` each; the first `length` count."""
 
-    def __init__(
-        self, shape: ModelShape, capacity_tokens: int, *, rows: int = 1, device: torch.device, dtype: torch.dtype
-    ) -> None:
-        size = (shape.layers, rows, shape.kv_heads, capacity_tokens, shape.head_dim)
+    def __init__(self, shape: ModelShape, capacity_tokens: int, *, device: torch.device, dtype: torch.dtype) -> None:
+        size = (shape.layers, 1, shape.kv_heads, capacity_tokens, shape.head_dim)
         self._keys = torch.empty(size, device=device, dtype=dtype)
         self._values = torch.empty(size, device=device, dtype=dtype)
         self.capacity = capacity_tokens
         self.length = 0
 
     def put(
-        self, layer: int, k: Float[Tensor, "b g s d"], v: Float[Tensor, "b g s d"]
-    ) -> tuple[Float[Tensor, "b g S d"], Float[Tensor, "b g S d"]]:
+        self, layer: int, k: Float[Tensor, "1 g s d"], v: Float[Tensor, "1 g s d"]
+    ) -> tuple[Float[Tensor, "1 g S d"], Float[Tensor, "1 g S d"]]:
         """Write this layer's new keys and values behind the others; all of the layer's come back.
 
         `length` moves only with `advance`, once every layer has written.

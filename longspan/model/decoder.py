@@ -28,7 +28,7 @@ class Norm(nn.Module):
         """The normalised x, in the type of x."""
         wide = x.float()
         wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.epsilon)
-        return self.weight * wide.to(x.dtype)
+        return (self.weight * wide.to(x.dtype)).to(x.dtype)  # under autocast the weight is wider than x
 
 
 class Block(nn.Module):

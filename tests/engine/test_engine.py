@@ -11,6 +11,7 @@ from longspan.batch import Batch
 from longspan.engine import step
 from longspan.engine.prefill import extend, new_cache, prefill, token_nll
 from longspan.engine.step import forward_backward
+from longspan.model.cache import KVCache
 from longspan.model.decoder import Decoder
 from longspan.rope.frequencies import Frequencies
 from longspan.shape import ModelShape
@@ -122,3 +123,17 @@ def test_token_nll_equals_whole_logits(chunk_tokens):
     with torch.no_grad():
         want = functional.cross_entropy(decoder(tokens[None])[0, :-1], tokens[1:], reduction="none")
     torch.testing.assert_close(token_nll(decoder, tokens, chunk_tokens=chunk_tokens), want, rtol=1e-4, atol=1e-5)
+
+
+def test_a_cache_works_under_autocast_with_head_norms():
+    # On a GPU the engine computes in bfloat16 under autocast, with float32 weights: the norms of heads must not
+    # widen q and k, or they no longer fit the cached values. Autocast on the CPU shows the same.
+    decoder = tiny_decoder()
+    tokens = torch.randint(0, 53, (41,), generator=torch.Generator().manual_seed(2))
+    cache = KVCache(decoder.shape, 41, device=decoder.device, dtype=torch.bfloat16)
+    with torch.no_grad():
+        want = decoder(tokens[None])[0, 30:]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            decoder.hidden(tokens[None, :30], cache=cache)
+            found = decoder.logits(decoder.hidden(tokens[None, 30:], cache=cache))[0]
+    assert (found - want).abs().max() < 0.05 * want.abs().max()
