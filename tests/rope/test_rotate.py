@@ -117,3 +117,13 @@ def test_equal_to_transformers():
     cos, sin = cos_sin(torch.randint(0, 10_000, (3, 6)), some_frequencies(attention_factor=1.2))
     theirs = apply_rotary_pos_emb(q, k, torch.cat((cos, cos), -1), torch.cat((sin, sin), -1))
     torch.testing.assert_close((rotate(q, cos, sin), rotate(k, cos, sin)), theirs, rtol=0, atol=2e-6)
+
+
+def test_angles_of_a_serving_engine_on_request():
+    frequencies = some_frequencies()
+    positions = torch.tensor([[0, 7, 8191, 1_048_575]])
+    cos, sin = cos_sin(positions, frequencies, angle_dtype=torch.float32)
+    rounded = positions.float()[..., None] * served_omegas(frequencies).float()
+    torch.testing.assert_close(cos, rounded.cos(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(sin, rounded.sin(), rtol=0, atol=1e-6)
+    assert (cos - cos_sin(positions, frequencies)[0]).abs().max() > 1e-3  # they are not the trained ones
