@@ -76,7 +76,9 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class StepMetrics:
-    """One line of `metrics.jsonl`: what one optimizer step saw. Loss in nats per target, times in seconds."""
+    """One line of `metrics.jsonl`: what one optimizer step saw. Loss in nats per unit of target weight, times
+    in seconds.
+    """
 
     step: int
     stage: int

@@ -1,7 +1,6 @@
 """Builds the two token stores of a job, training and held-out, whole or not at all."""
 
 import hashlib
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -19,7 +18,6 @@ from longspan.data.tokenize import (
     PIECE_CHARACTERS,
     UncuttableText,
     check_tokenizer,
-    check_vocabulary,
     cut_points,
     cut_rule,
     encode_document,
@@ -27,8 +25,9 @@ from longspan.data.tokenize import (
 )
 from longspan.utils.errors import DataError
 from longspan.utils.files import fsync_folder, storage_errors
+from longspan.utils.values import canonical_sha256
 
-Progress = Callable[[int, int], None]  # bytes of text done, bytes in all
+Progress = Callable[[int, int], None]  # bytes of text done; bytes in all, as far as they are known
 
 
 @dataclass(frozen=True)
@@ -91,11 +90,12 @@ def build_stores(
 
     A finished pair is used again when its fingerprint (texts, ids, split, tokenizer, what was set aside) is still
     right. Otherwise a new pair is built beside it and the old one is kept under another name. A build that was
-    killed leaves nothing that opens, and starts again. `vocabulary` is the model's; `separator` ends each document.
+    killed leaves nothing that opens, and starts again. `vocabulary` is the model's, above every id of the tokenizer;
+    `separator` ends each document. `progress` hears of every document, in the first reading with nothing done yet.
     Raises `DataError` for sources, tokenizers and stores that cannot be used, before long work.
     """
-    check_vocabulary(for_documents(tokenizer), vocabulary)
-    survey = _survey(settings, tokenizer)
+    tokenizer = for_documents(tokenizer)
+    survey = _survey(settings, tokenizer, progress=progress)
     origin = _origin(survey, tokenizer, vocabulary=vocabulary, separator=separator)
     if folder.exists():
         stores = Stores.open(folder)
@@ -134,15 +134,17 @@ def _origin(survey: _Survey, tokenizer: Tokenizer, *, vocabulary: int, separator
         vocabulary=vocabulary,
         separator=separator,
         tokenizer_sha256=tokenizer_sha256,
-        fingerprint=hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest(),
+        fingerprint=canonical_sha256(decides),
         quarantine=set_aside,
     )
 
 
-def _survey(settings: DataSettings, tokenizer: Tokenizer) -> _Survey:
+def _survey(settings: DataSettings, tokenizer: Tokenizer, *, progress: Progress | None) -> _Survey:
     survey = _Survey()
     for document in _usable(settings, tokenizer, survey.quarantine):
         survey.add(document, held_out=is_held_out(document.id, settings))
+        if progress:
+            progress(0, survey.total_bytes)
     where = ", ".join(str(source.path) for source in settings.sources)
     if not survey.train:
         raise DataError(

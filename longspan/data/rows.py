@@ -15,7 +15,9 @@ from longspan.data.settings import MixPart
 from longspan.data.shares import Shares
 from longspan.data.store import TokenStore
 from longspan.probes import Encode, Probe, training_row
-from longspan.utils.errors import ConfigError, DataError
+from longspan.utils.errors import DataError, LongspanError
+
+ITEMS = 8  # lines planted in a probe's text, at most, when a recipe does not say how many
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +50,7 @@ class StageRows:
 
     Over any first n samples each part of the mix has its share of n to within 2. A text part takes its rows from
     epochs: in each, every pair of neighbouring tokens of every document is trained on exactly once. Raises
-    `ConfigError` when a part's length is no whole fraction of the stage's, `DataError` when there is too little text.
+    `DataError` when there is too little text.
     """
 
     def __init__(
@@ -57,16 +59,32 @@ class StageRows:
         self._length, self._seed, self._stage = length, seed, stage
         self._shares = Shares([part.share for part in mix])
         self._parts = [
-            _TextPart(store, length=_part_length(part, length), key=(seed, stage, index))
+            _TextPart(store, length=part.length or length, key=(seed, stage, index))
             if part.probe is None
-            else _ProbePart(store, part.probe, length=_part_length(part, length), items=part.items, encode=encode)
+            else _ProbePart(store, part.probe, part=part, length=part.length or length, encode=encode)
             for index, part in enumerate(mix)
         ]
+        assert all(length % part.length == 0 for part in self._parts), "a recipe's stage checks that parts fill rows"
 
     def row(self, sample: int) -> Row:
         """The row with this number; the same in every process, whatever was asked before."""
         part, index = self._shares.place(sample)
-        source = self._parts[part]
+        return self._row(self._parts[part], sample, index)
+
+    def check(self) -> None:
+        """Build one row of each part, so that a stage that cannot work is found before long work.
+
+        Raises what building it raises, such as `DataError` for a probe that does not fit; `where` names the part.
+        """
+        for number, part in enumerate(self._parts):
+            try:
+                self._row(part, 0, 0)
+            except LongspanError as error:
+                error.where = error.where or f"mix.{number}"
+                raise
+
+    def _row(self, source: "_TextPart | _ProbePart", sample: int, index: int) -> Row:
+        """The row of a part that has this number in the stage, and `index` among the rows of the part."""
         packed = self._length // source.length
         if isinstance(source, _TextPart):
             windows = [source.window(index * packed + slot) for slot in range(packed)]
@@ -83,8 +101,13 @@ class _TextPart:
     """
 
     def __init__(self, store: TokenStore, *, length: int, key: tuple[int, ...]) -> None:
-        if store.tokens < 2:
-            raise DataError("data.store-empty", "there is no text", where=str(store.folder), fix="give some text")
+        if store.tokens < length:
+            raise DataError(
+                "data.text-short",
+                f"rows of {length:,} tokens need that much text, and {length - store.tokens:,} tokens are missing",
+                where=str(store.folder),
+                fix="give more text, or a shorter length",
+            )
         self.length = length
         self._store, self._key = store, key
         self._windows = -(-store.tokens // length)
@@ -128,9 +151,11 @@ class _TextPart:
 class _ProbePart:
     """Windows of text in which a probe has planted its lines, with its questions and answers at the end."""
 
-    def __init__(self, store: TokenStore, probe: Probe, *, length: int, items: int, encode: Encode) -> None:
+    def __init__(self, store: TokenStore, probe: Probe, *, part: MixPart, length: int, encode: Encode) -> None:
         self.length = length
-        self._store, self._probe, self._items, self._encode = store, probe, items, encode
+        self._store, self._probe, self._encode = store, probe, encode
+        self._items = ITEMS if part.items is None else part.items
+        self._answer_weight = 1.0 if part.answer_weight is None else part.answer_weight
         self._text_lengths = store.lengths - 1  # a haystack has no separators inside
         self._text_ends = np.cumsum(self._text_lengths)
         available = int(self._text_ends[-1]) if len(store) else 0
@@ -148,6 +173,7 @@ class _ProbePart:
             self._haystack(rng.randrange(int(self._text_ends[-1]))),
             length=self.length,
             items=self._items,
+            answer_weight=self._answer_weight,
             encode=self._encode,
             rng=rng,
         )
@@ -164,18 +190,6 @@ class _ProbePart:
             wanted -= count
             document, first = (document + 1) % len(self._store), 0
         return np.concatenate(parts)
-
-
-def _part_length(part: MixPart, length: int) -> int:
-    if part.length is None:
-        return length
-    if part.length > length or length % part.length:
-        raise ConfigError(
-            "data.mix-length",
-            f"documents of {part.length} tokens do not fill rows of {length}",
-            fix="choose a length that divides the stage's length",
-        )
-    return part.length
 
 
 def _joined(windows: list[_Window]) -> Row:

@@ -2,9 +2,9 @@
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from longspan.config import Settings, any_kind
 from longspan.probes import Probe
@@ -43,14 +43,27 @@ class DataSettings(Settings):
 class MixPart(Settings):
     """A share of a stage's rows, by tokens: plain text, or a probe planted in text.
 
-    `items` lines are planted in a probe's text. Documents of `length` tokens, shorter than the stage's and a whole
-    fraction of it, are packed into the row; None means the stage's length.
+    At most `items` lines are planted in a probe's text, as many as fit; None means 8, or what the probe can carry.
+    Tokens of answers weigh `answer_weight` in the loss, all others 1; None means 1. Both need a probe. Documents of
+    `length` tokens, shorter than the stage's and a whole fraction of it, are packed into the row; None means the
+    stage's length.
     """
 
     share: float = Field(gt=0.0, le=1.0)
     probe: AnyProbe | None = None
-    items: int = Field(default=8, ge=1)
+    items: int | None = Field(default=None, ge=1)
+    answer_weight: float | None = Field(default=None, gt=0.0)
     length: int | None = Field(default=None, ge=2)
+
+    @model_validator(mode="after")
+    def _every_setting_works(self) -> Self:
+        if self.probe is None:
+            idle = [name for name in ("items", "answer_weight") if getattr(self, name) is not None]
+            if idle:
+                raise ValueError(f"{' and '.join(idle)} without a probe: nothing is planted in plain text")
+        elif self.items is not None and self.probe.most_items is not None and self.items > self.probe.most_items:
+            raise ValueError(f"items {self.items}: a text carries {self.probe.most_items} line of {self.probe.kind}")
+        return self
 
 
 def _shares_add_up(parts: tuple[MixPart, ...]) -> tuple[MixPart, ...]:

@@ -15,6 +15,7 @@ from longspan.config import Settings
 from longspan.data.settings import SourceSettings
 from longspan.utils.errors import DataError
 
+JSON_LINES = (".jsonl", ".ndjson")
 SHOWN_NAMES = 5
 PARQUET_ROWS = 16  # a batch of rows: documents may be large, so few at a time
 
@@ -105,11 +106,14 @@ def _source(source: SourceSettings, cap_bytes: int) -> Iterator[Document | Rejec
             yield item
             continue
         name, path = item
+        suffix = path.suffix.lower()
         try:
-            if path.suffix == ".jsonl":
+            if suffix in JSON_LINES:
                 yield from _jsonl(path, name, field=source.text_field, cap_bytes=cap_bytes)
-            elif path.suffix == ".parquet":
+            elif suffix == ".parquet":
                 yield from _parquet(path, name, field=source.text_field, cap_bytes=cap_bytes)
+            elif suffix == ".json":  # one value, of whatever form: as text its brackets would be trained on
+                yield Rejected(name, "unknown-format")
             else:
                 yield _text_file(path, name, cap_bytes)
         except OSError:

@@ -9,7 +9,6 @@ from longspan.eval.context import DecoderReader
 from longspan.eval.desk import Desk, Material
 from longspan.eval.rows import Rows
 from longspan.eval.tasks.base import Task
-from longspan.eval.text import Documents
 from longspan.model.decoder import Decoder
 from longspan.records import Evaluation
 from longspan.utils.errors import ConfigError
@@ -29,11 +28,6 @@ def check(tasks: Sequence[Task], material: Material) -> None:
         task.check(material)
 
 
-def cost_tokens(tasks: Sequence[Task], documents: Documents) -> int:
-    """Context tokens that the model reads for all tasks; questions are small beside them and not counted."""
-    return sum(task.cost_tokens(documents) for task in tasks)
-
-
 def evaluate(
     decoder: Decoder,
     tasks: Sequence[Task],
@@ -47,12 +41,12 @@ def evaluate(
 ) -> Evaluation:
     """Run the tasks in order, one row an answer in the JSONL file `rows_path`; rows that exist are not run again.
 
-    `progress(done, total)` counts context tokens, rows found on disk included. `model_id` names the weights and
-    positions; a different one shares no row. `stop` is polled before every context.
+    `progress(done, total)` counts context tokens (questions are small beside them), rows found on disk included.
+    `model_id` names the weights and positions; a different one shares no row. `stop` is polled before every context.
     Raises `Interrupted` when stopped (call again to go on), `ConfigError` and `DataError` as `check` does.
     """
     check(tasks, material)
-    total = cost_tokens(tasks, material.documents)
+    total = sum(task.cost_tokens(material.documents) for task in tasks)
     done = 0
 
     def advance(tokens: int) -> None:

@@ -1,19 +1,19 @@
 """The rows of an evaluation: one JSON object a line, written at once, so that a kill loses one row at most."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 from longspan.utils.errors import DataError
 from longspan.utils.files import storage_errors
+from longspan.utils.values import canonical_sha256
 
 Row = dict[str, Any]
 
 
 def key_of(*parts: Any) -> str:
     """The name of a row: a hash of everything that decides its result, given as JSON values."""
-    return hashlib.sha256(json.dumps(parts, allow_nan=False).encode()).hexdigest()[:32]
+    return canonical_sha256(parts)[:32]
 
 
 class Rows:

@@ -49,11 +49,18 @@ class _Piece:
 
 
 def training_row(
-    probe: Probe, haystack: NDArray[Any], *, length: int, items: int, encode: Encode, rng: random.Random
+    probe: Probe,
+    haystack: NDArray[Any],
+    *,
+    length: int,
+    items: int,
+    answer_weight: float = 1.0,
+    encode: Encode,
+    rng: random.Random,
 ) -> tuple[Ids, Weights]:
     """A row of exactly `length` + 1 ids: text with planted lines, then all questions with answers, shuffled.
 
-    The second array weighs each id as a target: `probe.answer_weight` in answers, 1 elsewhere. Depths are
+    The second array weighs each id as a target: `answer_weight` in answers, 1 elsewhere. Depths are
     stratified: one line, at a uniform depth, in each of `items` equal parts of the text. A row too short for all
     `items`, or a probe that allows fewer, gets as many as fit. A haystack of `length` + 1 tokens is always long enough.
     Raises `DataError` when not even one item fits, or when the haystack is too short.
@@ -79,7 +86,7 @@ def training_row(
         ids += [_array(piece.question), _array(piece.answer)]
         weights += [
             np.ones(len(piece.question), dtype=np.float32),
-            np.full(len(piece.answer), probe.answer_weight, dtype=np.float32),
+            np.full(len(piece.answer), answer_weight, dtype=np.float32),
         ]
     row = np.concatenate(ids)
     assert len(row) == length + 1

@@ -6,8 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from pydantic import Field
-
 from longspan.config import Settings
 from longspan.probes._words import Split
 
@@ -26,15 +24,11 @@ class Item:
 
 
 class Probe(Settings):
-    """A generated task: a frozen value whose fields are its settings. One file in `probes/` each.
-
-    `answer_weight` is the loss weight of answer tokens in training rows; all other tokens weigh 1.
-    """
+    """A generated task: a frozen value whose fields are its settings. One file in `probes/` each."""
 
     most_items: ClassVar[int | None] = None  # how many lines one text can carry; None: as many as fit
 
     kind: str  # the name of the file
-    answer_weight: float = Field(default=1.0, gt=0)
 
     @abstractmethod
     def items(self, count: int, *, rng: random.Random, split: Split) -> list[Item]:

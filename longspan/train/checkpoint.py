@@ -1,6 +1,5 @@
 """Checkpoints that survive a kill at any moment: written aside, hashed, renamed, verified, never overwritten."""
 
-import hashlib
 import json
 import re
 import shutil
@@ -19,6 +18,7 @@ from longspan.rope.frequencies import Frequencies
 from longspan.train.optimizer import optimizer_tensors
 from longspan.utils.errors import CheckpointError, StorageError
 from longspan.utils.files import fsync_folder, read_json, sha256, storage_errors, write_json
+from longspan.utils.values import canonical_sha256, differences
 
 SCHEMA = 1
 DTYPE = torch.float32  # weights and moments are float32 masters
@@ -48,6 +48,7 @@ class Checkpoint:
     frequencies: Frequencies
     sha256: str  # of the weights file
     identity: dict[str, Any]  # the recipe, data and starting model it was made with, as the store was given them
+    versions: dict[str, Any]  # of packages and machine, its device and threads included
 
     def restore(self, decoder: Decoder, optimizer: torch.optim.AdamW | None = None) -> None:
         """Put the saved weights, position frequencies and, when one is given, optimizer state into place.
@@ -62,10 +63,10 @@ class Checkpoint:
     @torch.no_grad()
     def _fill(self, file: str, tensors: Mapping[str, Tensor]) -> None:
         entries = read_entries(self.folder / file)
-        saved = {name: entry.shape for name, entry in entries.items()}
-        wanted = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        saved = {name: str(entry.shape) for name, entry in entries.items()}
+        wanted = {name: str(tuple(tensor.shape)) for name, tensor in tensors.items()}
         if saved != wanted:
-            _refuse("model", _differences(saved, wanted), self.folder / file)
+            _refuse("model", differences(saved, wanted), self.folder / file)
         for name, entry in entries.items():
             tensors[name].copy_(entry.read())
 
@@ -74,7 +75,8 @@ class CheckpointStore:
     """The checkpoints of one run in one folder, newest first in every look-up.
 
     `identity` is whatever decides the weights (recipe, data, starting model), as JSON: a checkpoint that was made
-    under another one is refused. `versions` is noted in the manifest. `warn` hears of checkpoints set aside.
+    under another one is refused. `versions`, with device and threads, is noted in the manifest and decides bits only.
+    `warn` hears of checkpoints set aside, and of one that training goes on from with other versions.
     """
 
     def __init__(
@@ -126,7 +128,7 @@ class CheckpointStore:
             if checkpoint is None:
                 continue
             if checkpoint.identity != self._identity:
-                _refuse("recipe", _differences(_flat(checkpoint.identity), _flat(self._identity)), folder)
+                _refuse("recipe", differences(checkpoint.identity, self._identity), folder)
             self._point_to(checkpoint)
             return checkpoint
         return None
@@ -146,7 +148,7 @@ class CheckpointStore:
                     for name, tensors in _files(decoder, optimizer).items()
                 }
             files = {name: {"bytes": (temporary / name).stat().st_size, "sha256": hashes[name]} for name in hashes}
-            self._write_manifest(temporary, progress, decoder.frequencies, files)
+            self._write_manifest(temporary, progress, decoder, files)
             with storage_errors(final):
                 temporary.rename(final)
                 fsync_folder(self.folder)
@@ -179,19 +181,30 @@ class CheckpointStore:
             elif self._verify(folder) is not None:
                 kept += 1
 
-    def _write_manifest(
-        self, folder: Path, progress: Progress, frequencies: Frequencies, files: Mapping[str, Any]
-    ) -> None:
+    def warn_of_other_bits(self, checkpoint: Checkpoint, decoder: Decoder) -> None:
+        """Tell what differs between the checkpoint's making and this process that may change the bits of training."""
+        now = self._versions_with(decoder)
+        if found := differences(checkpoint.versions, now):
+            outcome = "will" if checkpoint.versions.get("device") != now["device"] else "may"
+            self._warn(
+                f"{checkpoint.folder.name} was saved elsewhere or with other versions: training goes on, but its bits "
+                f"{outcome} differ from those of a run that was never stopped ({_listed(found)})"
+            )
+
+    def _versions_with(self, decoder: Decoder) -> dict[str, Any]:
+        return {**self._versions, "device": decoder.device.type, "threads": torch.get_num_threads()}
+
+    def _write_manifest(self, folder: Path, progress: Progress, decoder: Decoder, files: Mapping[str, Any]) -> None:
         content = {
             "schema": SCHEMA,
             "progress": asdict(progress),
-            "frequencies": asdict(frequencies),
+            "frequencies": asdict(decoder.frequencies),
             "files": files,
             "identity": self._identity,
-            "versions": self._versions,
+            "versions": self._versions_with(decoder),
         }
         # Written last, atomically and with the folder synced: a folder with a manifest has everything else.
-        write_json(folder / MANIFEST, {"sha256": _canonical_sha256(content), "content": content})
+        write_json(folder / MANIFEST, {"sha256": canonical_sha256(content), "content": content})
 
     def _verify(self, folder: Path) -> Checkpoint | None:
         """The checkpoint if manifest, sizes and hashes are right; else None, and the folder is set aside."""
@@ -214,6 +227,7 @@ class CheckpointStore:
             frequencies=Frequencies(**frequencies | {"factors": tuple(frequencies["factors"])}),
             sha256=content["files"][WEIGHTS]["sha256"],
             identity=content["identity"],
+            versions=content["versions"],
         )
         self._verified[folder] = checkpoint
         return checkpoint
@@ -267,7 +281,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
             raise _unreadable(folder, error.__cause__) from error
         raise
     whole = isinstance(manifest, dict) and manifest.keys() == {"sha256", "content"}
-    if not whole or manifest["sha256"] != _canonical_sha256(manifest["content"]):
+    if not whole or manifest["sha256"] != canonical_sha256(manifest["content"]):
         raise _damaged(f"{MANIFEST} does not agree with its hash", folder)
     content: dict[str, Any] = manifest["content"]
     if content["schema"] != SCHEMA:
@@ -307,39 +321,15 @@ def _unreadable(folder: Path, error: OSError) -> StorageError:
     return StorageError("storage.read", what, where=str(folder), fix=fix)
 
 
-def _canonical_sha256(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+def _listed(found: list[str]) -> str:
+    more = len(found) - LISTED_DIFFERENCES
+    return "; ".join(found[:LISTED_DIFFERENCES]) + (f"; and {more} more" if more > 0 else "")
 
 
-def _flat(value: Any, path: str = "") -> dict[str, Any]:
-    """A JSON value as one level of dotted paths."""
-    if isinstance(value, dict):
-        pairs = [(str(key), item) for key, item in value.items()]
-    elif isinstance(value, list):
-        pairs = [(str(index), item) for index, item in enumerate(value)]
-    else:
-        return {path: value}
-    return {key: leaf for name, item in pairs for key, leaf in _flat(item, f"{path}.{name}" if path else name).items()}
-
-
-def _differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    def show(values: Mapping[str, Any], key: str) -> str:
-        return repr(values[key]) if key in values else "nothing"
-
-    keys = [*wanted, *(key for key in saved if key not in wanted)]
-    return [f"{key}: {show(saved, key)} saved, {show(wanted, key)} now" for key in keys if _differ(saved, wanted, key)]
-
-
-def _differ(saved: Mapping[str, Any], wanted: Mapping[str, Any], key: str) -> bool:
-    return (key in saved) != (key in wanted) or saved[key] != wanted[key]
-
-
-def _refuse(kind: str, differences: list[str], where: Path) -> None:
-    more = len(differences) - LISTED_DIFFERENCES
-    listed = "; ".join(differences[:LISTED_DIFFERENCES]) + (f"; and {more} more" if more > 0 else "")
+def _refuse(kind: str, found: list[str], where: Path) -> None:
     raise CheckpointError(
         f"checkpoint.other-{kind}",
-        f"the checkpoint was made with another {kind}: {listed}",
+        f"the checkpoint was made with another {kind}: {_listed(found)}",
         where=str(where),
         fix="go back to what it was made with, or choose another output folder",
     )

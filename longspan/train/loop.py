@@ -34,8 +34,9 @@ def train(
     """Train the decoder through all stages, going on from the newest whole checkpoint if there is one.
 
     Killed at any moment and called again with the same arguments, it ends with the same bits as a run that was
-    never killed. `stop` is asked between micro-batches: once it is true the unfinished step is dropped, the state
-    of the last finished one is saved and `Interrupted` is raised.
+    never killed: on a CPU with the same threads and versions; on a GPU it is equal within rounding. `stop` is asked
+    between micro-batches: once it is true the unfinished step is dropped, the state of the last finished one is saved
+    and `Interrupted` is raised.
     Raises `StorageError`, `CheckpointError`, and `LongspanError` (`train.not-finite`) after too many skipped steps.
     """
     optimizer = build_optimizer(decoder, settings)
@@ -73,6 +74,7 @@ def _resume(decoder: Decoder, optimizer: torch.optim.AdamW, checkpoints: Checkpo
     checkpoint = checkpoints.latest()
     if checkpoint is None:
         return Progress()
+    checkpoints.warn_of_other_bits(checkpoint, decoder)
     checkpoint.restore(decoder, optimizer)
     checkpoints.retire()  # a kill may have come between the last save and this
     return checkpoint.progress

@@ -9,7 +9,8 @@ from longspan.rope.frequencies import Frequencies
 class StagePlan:
     """One stage: `steps` optimizer steps of `rows_per_step` rows of `length` tokens, `micro_rows` at a time.
 
-    `learning_rate` is the peak, reached after `warmup_steps`; the last step has `final_share` of it.
+    `learning_rate` is the peak, which step `warmup_steps` ≥ 1 has; the last step has `final_share` of it, unless it is
+    that step.
     """
 
     index: int
@@ -21,6 +22,9 @@ class StagePlan:
     final_share: float
     warmup_steps: int
     frequencies: Frequencies
+
+    def __post_init__(self) -> None:
+        assert 1 <= self.warmup_steps <= self.steps, "every stage reaches its peak"
 
     @property
     def tokens_per_step(self) -> int:

@@ -8,8 +8,9 @@ from longspan.train.plan import StagePlan
 def learning_rate(step_in_stage: int, plan: StagePlan) -> float:
     """The rate of the step that follows `step_in_stage` finished ones, 0 ≤ `step_in_stage` < `plan.steps`.
 
-    Warm-up step k of w has k/w of the peak, k = 1 … w; then a cosine falls from the peak to `final_share` of it,
-    which the last step has. Source of the cosine: arXiv:1608.03983, equation 5, without restarts.
+    Warm-up step k of w has k/w of the peak, k = 1 … w, so step w has the peak, also when w is 1; from it a cosine
+    falls to `final_share` of the peak, which the last step has. Source of the cosine: arXiv:1608.03983, equation 5,
+    without restarts.
     """
     number = step_in_stage + 1
     if number <= plan.warmup_steps:

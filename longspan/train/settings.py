@@ -17,7 +17,8 @@ NUMBERLESS = {"save_every_steps", "keep_checkpoints", "max_skipped_steps"}  # th
 class TrainSettings(Settings):
     """AdamW, warm-up and cosine, clipping, accumulation, checkpoints.
 
-    `warmup_share` is a share of a stage's steps; the cosine ends at `final_share` times the stage's learning rate.
+    `warmup_share` is a share of a stage's steps, rounded; below two steps the first one has the peak at once. The
+    cosine ends at `final_share` times the stage's learning rate.
     `micro_batch_tokens` bounds what one forward and backward pass takes (at least one row). A step whose loss or
     gradient is not finite changes nothing; after `max_skipped_steps` such steps in a row training stops.
     """
@@ -57,6 +58,6 @@ class TrainSettings(Settings):
             micro_rows=min(rows_per_step, max(1, self.micro_batch_tokens // length)),
             learning_rate=learning_rate,
             final_share=self.final_share,
-            warmup_steps=round(self.warmup_share * steps),
+            warmup_steps=max(1, round(self.warmup_share * steps)),  # one step of it is the peak at once
             frequencies=frequencies,
         )

@@ -59,14 +59,33 @@ def test_progress_ends_at_the_total(build) -> None:
     seen: list[tuple[int, int]] = []
     build(progress=lambda done, total: seen.append((done, total)))
     total = sum(len(text.encode()) for text in TEXTS.values())
-    assert [total for _, total in seen] == [total] * 3
-    assert [done for done, _ in seen] == [17, 17 + 28, total]
+    # first the survey, which finds out how much there is, then the work
+    assert seen == [(0, 17), (0, 17 + 28), (0, total), (17, total), (17 + 28, total), (total, total)]
+
+
+def test_the_survey_can_be_stopped(build, tmp_path) -> None:
+    seen = []
+
+    def stop(done: int, total: int) -> None:
+        seen.append((done, total))
+        raise KeyboardInterrupt
+
+    build()
+    with pytest.raises(KeyboardInterrupt):
+        build(progress=stop)
+    assert seen == [(0, 17)], "a finished store is surveyed as well"
+    assert sorted(os.listdir(tmp_path)) == ["corpus", "tokens"]
+
+
+def at_work(action):
+    """`action` at the first progress of the work itself, after the survey."""
+    return lambda done, total: action() if done else None
 
 
 def test_finished_stores_are_used_again(build, tmp_path) -> None:
     build()
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "tokens").rglob("*")}
-    build(progress=lambda *_: pytest.fail("built again"))
+    build(progress=at_work(lambda: pytest.fail("built again")))
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "tokens").rglob("*")} == before
 
 
@@ -101,15 +120,16 @@ def test_damaged_store_is_neither_used_nor_replaced(build, tmp_path) -> None:
 
 
 def test_failed_build_leaves_nothing_and_harms_nothing(build, tmp_path) -> None:
-    def fail(*_: int) -> None:
+    def fail() -> None:
+        assert (tmp_path / ".tokens.building").exists()
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        build(progress=fail)
+        build(progress=at_work(fail))
     assert os.listdir(tmp_path) == ["corpus"]
     first = build()
     with pytest.raises(KeyboardInterrupt):
-        build(progress=fail, held_out=("a*",))
+        build(progress=at_work(fail), held_out=("a*",))
     assert sorted(os.listdir(tmp_path)) == ["corpus", "tokens"]
     assert Stores.open(tmp_path / "tokens").train.fingerprint == first.train.fingerprint
 
@@ -158,11 +178,11 @@ def test_killed_build_starts_again(build, tmp_path, tokenizer) -> None:
 
 
 def test_sources_that_change_under_the_build(build, corpus, tmp_path) -> None:
-    def change(*_: int) -> None:
+    def change() -> None:
         (corpus / "b" / "c.txt").write_text("other words")
 
     with pytest.raises(DataError, match="changed") as error:
-        build(progress=change)
+        build(progress=at_work(change))
     assert error.value.code == "data.sources-changed"
     assert os.listdir(tmp_path) == ["corpus"]
 
@@ -197,7 +217,7 @@ def test_split_depends_on_the_id_only(corpus) -> None:
 )
 def test_splits_that_cannot_be_meant(build, settings, code) -> None:
     with pytest.raises(DataError) as error:
-        build(progress=lambda *_: pytest.fail("work began"), **settings)
+        build(progress=at_work(lambda: pytest.fail("work began")), **settings)
     assert error.value.code == code
 
 
@@ -214,15 +234,3 @@ def test_long_single_line(corpus, build, tokenizer, make_prose) -> None:
     stores = build()
     number = stores.train.documents.index("line.txt")
     assert tokenizer.decode(stores.train.read(number, 0, int(stores.train.lengths[number]) - 1).tolist()) == text
-
-
-def test_model_that_is_too_small(corpus, tmp_path, tokenizer) -> None:
-    with pytest.raises(DataError) as error:
-        build_stores(
-            tmp_path / "tokens",
-            DataSettings(sources=(SourceSettings(path=corpus),)),
-            tokenizer=tokenizer,
-            vocabulary=300,
-            separator=0,
-        )
-    assert error.value.code == "data.tokenizer-vocabulary"

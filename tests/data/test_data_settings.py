@@ -26,8 +26,8 @@ def test_impossible_data_settings(change) -> None:
 
 
 def test_mix_with_a_probe() -> None:
-    text = '[{"share": 0.7}, {"share": 0.3, "probe": {"kind": "passkey", "digits": 7}, "items": 1, "length": 4096}]'
-    mix = MIX.validate_json(text)
+    probe = {"share": 0.3, "probe": {"kind": "passkey", "digits": 7}, "items": 1, "answer_weight": 2.0, "length": 64}
+    mix = MIX.validate_json(json.dumps([{"share": 0.7}, probe]))
     assert mix[1].probe == Passkey(digits=7)
     assert mix[0].probe is None
     assert MIX.validate_json(MIX.dump_json(mix)) == mix
@@ -41,10 +41,25 @@ def test_mix_with_a_probe() -> None:
         [{"share": 0.5}, {"share": 0.6}],
         [{"share": 0.0}, {"share": 1.0}],
         [{"share": 1.0, "probe": {"kind": "riddle"}}],
-        [{"share": 1.0, "items": 0}],
+        [{"share": 1.0, "probe": {"kind": "needle"}, "items": 0}],
+        [{"share": 1.0, "probe": {"kind": "needle"}, "answer_weight": 0.0}],
         [{"share": 1.0, "length": 1}],
     ],
 )
 def test_impossible_mixes(mix) -> None:
     with pytest.raises(ValidationError):
         MIX.validate_json(json.dumps(mix))
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        ({"items": 12}, "items without a probe"),
+        ({"answer_weight": 1.0}, "answer_weight without a probe"),
+        ({"items": 12, "answer_weight": 5.0}, "items and answer_weight without a probe"),
+        ({"items": 2, "probe": {"kind": "passkey"}}, "items 2: a text carries 1 line of passkey"),
+    ],
+)
+def test_settings_that_would_do_nothing_are_refused(part, words) -> None:
+    with pytest.raises(ValidationError, match=words):
+        MIX.validate_json(json.dumps([{"share": 1.0} | part]))

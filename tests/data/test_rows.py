@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from longspan.data import rows as rows_module
@@ -17,8 +17,9 @@ from longspan.data.rows import StageRows
 from longspan.data.settings import MixPart
 from longspan.data.tokenize import plain_encode
 from longspan.probes.key_value import KeyValue
+from longspan.probes.needle import Needle
 from longspan.probes.passkey import Passkey
-from longspan.utils.errors import ConfigError, DataError
+from longspan.utils.errors import DataError
 
 SEPARATOR = 0
 TEXT = (MixPart(share=1.0),)
@@ -43,8 +44,7 @@ def unique_documents(lengths: list[int]) -> list[list[int]]:
     seed=st.integers(0, 5),
 )
 def test_every_epoch_has_every_pair_once(make_store, lengths, window, packed, epoch, seed) -> None:
-    if sum(lengths) == 0:
-        lengths = [*lengths, 3]
+    assume(sum(n + 1 for n in lengths) >= window)
     documents = unique_documents(lengths)
     with tempfile.TemporaryDirectory() as folder:
         store = make_store(Path(folder, "s"), documents, vocabulary=2**16, separator=SEPARATOR)
@@ -77,6 +77,7 @@ def test_every_epoch_has_every_pair_once(make_store, lengths, window, packed, ep
     sample=st.integers(0, 60),
 )
 def test_spans_positions_and_targets(make_store, lengths, window, packed, sample) -> None:
+    assume(sum(n + 1 for n in lengths) >= window)
     documents = unique_documents(lengths)
     owner = {token: number for number, ids in enumerate(documents) for token in ids}
     following = {pair[0]: pair[1] for ids in documents for pair in itertools.pairwise([*ids, SEPARATOR])}
@@ -126,7 +127,7 @@ def text_store(tmp_path_factory, make_store, make_prose, tokenizer):
 
 MIXED = (
     MixPart(share=0.5),
-    MixPart(share=0.3, probe=KeyValue(answer_weight=3.0), items=3),
+    MixPart(share=0.3, probe=KeyValue(), answer_weight=3.0, items=3),
     MixPart(share=0.15, length=256),
     MixPart(share=0.05, probe=Passkey(), length=256),
 )
@@ -162,7 +163,7 @@ def test_probe_rows(text_store, tokenizer, monkeypatch) -> None:
         return made[-1]
 
     monkeypatch.setattr(rows_module, "training_row", spy)
-    mix = (MixPart(share=1.0, probe=KeyValue(answer_weight=3.0), items=2, length=300),)
+    mix = (MixPart(share=1.0, probe=KeyValue(), answer_weight=3.0, items=2, length=300),)
     stage = StageRows(text_store, length=900, mix=mix, seed=1, stage=0, encode=plain_encode(tokenizer))
     flat = np.concatenate([text_store.read(n, 0, int(text_store.lengths[n]) - 1) for n in range(len(text_store))])
     twice = np.concatenate([flat, flat]).tobytes()
@@ -201,18 +202,48 @@ def test_shares_of_rows(text_store, tokenizer) -> None:
     assert abs(sum(256 in row.spans and bool((row.weights == 1).all()) for row in rows) - 2) <= 4
 
 
-def test_length_that_does_not_fit(text_store) -> None:
-    for part_length in (300, 1_024):
-        with pytest.raises(ConfigError) as error:
-            StageRows(
-                text_store,
-                length=512,
-                mix=(MixPart(share=1.0, length=part_length),),
-                seed=0,
-                stage=0,
-                encode=no_encode,
-            )
-        assert error.value.code == "data.mix-length"
+def test_without_a_number_eight_lines_are_planted_with_weight_one(text_store, tokenizer) -> None:
+    for mix, lines in (((MixPart(share=1.0, probe=KeyValue()),), 8), ((MixPart(share=1.0, probe=Passkey()),), 1)):
+        stage = StageRows(text_store, length=1_500, mix=mix, seed=1, stage=0, encode=plain_encode(tokenizer))
+        row = stage.row(0)
+        text = tokenizer.decode([*row.tokens.tolist(), int(row.targets[-1])])
+        assert text.count("Key ") + text.count("What is the pass key") == (2 * lines if lines > 1 else 1)
+        assert set(row.weights.tolist()) == {1.0}
+
+
+@pytest.mark.parametrize(
+    ("part", "length", "code"),
+    [
+        ({"probe": Needle()}, 20, "probe.length-short"),
+        ({"probe": Needle(), "length": 20}, 500, "probe.length-short"),
+        ({"probe": KeyValue(key_digits=3), "items": 2_000}, 500, "probe.too-many-items"),
+    ],
+)
+def test_a_part_that_cannot_work_is_found_by_the_check(text_store, tokenizer, part, length, code) -> None:
+    # The share is so small that no sample of a short run need ever belong to the part.
+    mix = (MixPart(share=0.999), MixPart(share=0.001, **part))
+    stage = StageRows(text_store, length=length, mix=mix, seed=1, stage=0, encode=plain_encode(tokenizer))
+    stage.row(0)
+    with pytest.raises(DataError) as error:
+        stage.check()
+    assert (error.value.code, error.value.where) == (code, "mix.1")
+
+
+def test_the_check_builds_a_row_of_each_part_and_keeps_a_place_that_is_named(text_store, monkeypatch) -> None:
+    asked = []
+
+    def refuse(probe, haystack, **options):
+        asked.append((probe, options["length"]))
+        if len(asked) == 3:
+            raise DataError("probe.some", "what", where="a place")
+        return np.ones(options["length"] + 1, dtype=np.int64), np.ones(options["length"] + 1, dtype=np.float32)
+
+    monkeypatch.setattr(rows_module, "training_row", refuse)
+    stage = StageRows(text_store, length=512, mix=MIXED, seed=9, stage=2, encode=no_encode)
+    with pytest.raises(DataError) as error:
+        stage.check()
+    assert error.value.where == "a place"
+    assert asked == [(KeyValue(), 512), (Passkey(), 256), (Passkey(), 256)]
 
 
 def test_too_little_text(tmp_path, make_store) -> None:
@@ -220,13 +251,17 @@ def test_too_little_text(tmp_path, make_store) -> None:
     short = make_store(tmp_path / "short", [[1] * 100] * 2, vocabulary=10, separator=0)
     probe = (MixPart(share=1.0, probe=Passkey()),)
     for store, mix, code in [
-        (empty, TEXT, "data.store-empty"),
+        (empty, TEXT, "data.text-short"),
+        (short, (MixPart(share=1.0, length=250),), "data.text-short"),
         (empty, probe, "data.haystack-short"),
         (short, probe, "data.haystack-short"),
     ]:
         with pytest.raises(DataError) as error:
-            StageRows(store, length=200, mix=mix, seed=0, stage=0, encode=no_encode)
+            StageRows(store, length=mix[0].length or 200, mix=mix, seed=0, stage=0, encode=no_encode)
         assert error.value.code == code
+    with pytest.raises(DataError, match="and 48 tokens are missing"):  # two documents of 101 tokens
+        StageRows(short, length=250, mix=TEXT, seed=0, stage=0, encode=no_encode)
+    StageRows(short, length=202, mix=TEXT, seed=0, stage=0, encode=no_encode).check()
     StageRows(short, length=199, mix=probe, seed=0, stage=0, encode=no_encode)
 
 

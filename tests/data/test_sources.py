@@ -38,6 +38,17 @@ def test_folder_of_texts(tmp_path) -> None:
     assert quarantined == {}
 
 
+def test_suffixes_in_any_case_and_other_spellings(tmp_path) -> None:
+    (tmp_path / "a.JSONL").write_text('{"text": "one"}\n')
+    (tmp_path / "b.ndjson").write_text('{"text": "two"}\n')
+    pq.write_table(pa.table({"text": ["three"]}), tmp_path / "c.Parquet")
+    (tmp_path / "d.json").write_text('{"text": "four"}')
+    (tmp_path / "e.Json").write_text("[]")
+    documents, quarantined = read(tmp_path)
+    assert documents == {"a.JSONL#1": "one", "b.ndjson#1": "two", "c.Parquet#1": "three"}
+    assert quarantined == {"unknown-format": (2, ["d.json", "e.Json"])}
+
+
 def test_single_file(tmp_path) -> None:
     (tmp_path / "a.txt").write_text("one")
     assert read(tmp_path / "a.txt") == ({"a.txt": "one"}, {})

@@ -84,7 +84,7 @@ class CopierReading:
         if "pass key" in asked:
             found = re.findall(r"The pass key is (\d+)", self.text)
         else:
-            key = re.search(r"(?:code of|key) (\S+)\?", asked)[1]
+            key = re.search(r"(?:The code of|Key) (\S+?)(?: is|:)$", asked)[1]
             found = re.findall(rf"{key}(?: is |: )(\w+)", self.text)
         assert len(found) == 1
         return encode(" " + found[0])[:max_new_tokens]

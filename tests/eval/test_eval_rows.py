@@ -49,4 +49,5 @@ def test_a_folder_in_the_way_is_a_storage_error(tmp_path):
 
 def test_keys_differ_with_every_part():
     assert key_of("a", 1, [2, 3]) == key_of("a", 1, [2, 3])
+    assert key_of({"x": 1, "y": 2}) == key_of({"y": 2, "x": 1})
     assert len({key_of("a", 1), key_of("a", 2), key_of("b", 1), key_of("a", [1])}) == 4

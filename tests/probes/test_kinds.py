@@ -57,7 +57,7 @@ def test_training_and_evaluation_share_no_answer_and_no_key(kind):
         for seed in range(20):
             items = probe_of(kind).items(100, rng=random.Random(seed), split=split)
             held |= {word for item in items for word in re.findall(r"[\w]+", item.answer + item.question)}
-    fixed = set(re.findall(r"\w+", "Question What is the code of Answer value key pass The"))
+    fixed = set(re.findall(r"\w+", "Question What is the code of Answer value Key key pass The"))
     assert seen["train"] & seen["evaluate"] <= fixed
 
 
@@ -91,8 +91,8 @@ def test_settings_choose_the_kind_and_the_sizes():
     adapter = TypeAdapter(any_kind("longspan.probes"))
     probe = adapter.validate_python({"kind": "key_value", "key_digits": 4, "value_digits": 9})
     item = probe.items(1, rng=random.Random(0), split="train")[0]
-    assert re.fullmatch(r"Key [0-9a-f]{4}: [0-9a-f]{9}", item.line)
+    assert re.fullmatch(r"Key [0-9a-f]{4}: [0-9a-f]{9}\.", item.line)
     assert re.fullmatch(r" \d{8}", Needle(digits=8).items(1, rng=random.Random(0), split="train")[0].answer)
-    for bad in ({"kind": "needle", "digits": 1}, {"kind": "needle", "answer_weight": 0.0}, {"kind": "needl"}):
+    for bad in ({"kind": "needle", "digits": 1}, {"kind": "needle", "answer_weight": 5.0}, {"kind": "needl"}):
         with pytest.raises(ValidationError):
             adapter.validate_python(bad)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import toy_training
 from safetensors.torch import load_file
 from toy_training import decoder, frequencies, run, store
 
@@ -15,7 +16,7 @@ from longspan.train import checkpoint as module
 from longspan.train.checkpoint import Progress
 from longspan.train.optimizer import build_optimizer, optimizer_tensors
 from longspan.train.settings import TrainSettings
-from longspan.utils.errors import CheckpointError, StorageError
+from longspan.utils.errors import CheckpointError, Interrupted, StorageError
 
 FILES = ("model.safetensors", "optimizer.safetensors", "manifest.json")
 
@@ -75,7 +76,7 @@ def test_files_are_plain_safetensors_and_json_with_true_hashes(tmp_path):
     for name in FILES[:2]:
         content = (folder / name).read_bytes()
         assert manifest["files"][name] == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    assert manifest["versions"]["torch"] == torch.__version__
+    assert manifest["versions"] == toy_training.VERSIONS | {"device": "cpu", "threads": 1}
     assert manifest["identity"] == {"recipe": {"seed": 1}}
     assert manifest["frequencies"]["theta"] == 100.0
 
@@ -188,10 +189,51 @@ def test_another_recipe_is_refused_with_the_differences(tmp_path):
     with pytest.raises(CheckpointError) as caught:
         other.latest()
     assert caught.value.code == "checkpoint.other-recipe"
-    assert "recipe.seed: 1 saved, 2 now" in caught.value.what
-    assert "recipe.stages.1.length: nothing saved, 16 now" in caught.value.what
+    assert "recipe.seed: 1, now 2" in caught.value.what
+    assert "recipe.stages.1.length: nothing, now 16" in caught.value.what
     assert "data" not in caught.value.what
     assert "step-000001" in names(tmp_path), "a refused checkpoint is not a damaged one"
+
+
+def stopped_run(folder: Path) -> None:
+    seen = []
+    with pytest.raises(Interrupted):
+        run(folder, hook=seen.append, stop=lambda: len(seen) == 3)
+
+
+def test_going_on_with_the_same_versions_says_nothing(tmp_path):
+    told = []
+    stopped_run(tmp_path / "run")
+    run(tmp_path / "run", warn=told.append)
+    assert told == []
+
+
+def test_going_on_with_other_versions_or_threads_is_told_once_and_works(tmp_path, monkeypatch):
+    told, seen = [], []
+    stopped_run(tmp_path / "run")
+    monkeypatch.setattr(toy_training, "VERSIONS", {"longspan": "test", "torch": "9.9"})
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
+    run(tmp_path / "run", warn=told.append, hook=seen.append)
+    (text,) = told
+    assert "step-000003" in text
+    assert "its bits may differ" in text
+    assert f'(torch: "{torch.__version__}", now "9.9"; threads: 1, now 64)' in text
+    assert [metrics.step for metrics in seen] == [4, 5, 6, 7]
+    assert store(tmp_path / "run").latest().versions == {
+        "longspan": "test",
+        "torch": "9.9",
+        "device": "cpu",
+        "threads": 64,
+    }
+
+
+def test_going_on_with_another_device_says_that_the_bits_will_differ(tmp_path):
+    told = []
+    saving = store(tmp_path, warn=told.append)
+    found = save(saving, 1)
+    saving.warn_of_other_bits(found, decoder().to("meta"))
+    assert "its bits will differ" in told[0]
+    assert 'device: "cpu", now "meta"' in told[0]
 
 
 def test_long_lists_of_differences_are_cut(tmp_path):

@@ -32,12 +32,12 @@ class FakePackage(types.ModuleType):
         self.started.append(values)
         return self
 
-    def SummaryWriter(self, folder):
-        self.started.append({"folder": folder})
+    def SummaryWriter(self, folder, *, purge_step):
+        self.started.append({"folder": folder, "purge_step": purge_step})
         return self
 
-    def add_text(self, tag, text):
-        self.started[-1][tag] = text
+    def add_text(self, tag, text, step):
+        self.started[-1][tag] = (text, step)
 
     def log(self, values, step):
         for key, value in values.items():
@@ -102,6 +102,29 @@ def test_steps_arrive_under_their_names(kind, package, tmp_path):
     }
     assert package.closed == 1
     assert "seed" in str(package.started)
+
+
+def test_a_run_goes_on_under_its_name(kind, package, tmp_path):
+    for first in (1, 5):  # killed after step 8, the second process repeats steps from 5 on
+        used = tracking(kind, tmp_path)
+        for step in range(first, first + 8):
+            used.observe(metrics(step))
+        used.close()
+    one, two = package.started
+    if kind == "tensorboard":
+        assert one["folder"] == two["folder"] == str(tmp_path / "tensorboard" / "run-1")
+        assert (one["purge_step"], two["purge_step"]) == (1, 5)
+        assert (one["recipe"][1], two["recipe"][1]) == (1, 5)
+    else:
+        assert one == two
+        assert one["resume"] == "allow"
+        assert {one["name"], one.get("id", "run-1")} == {"run-1"}
+
+
+def test_closing_before_the_first_step(kind, package, tmp_path):
+    told = []
+    tracking(kind, tmp_path, warn=told.append).close()
+    assert told == []
 
 
 def test_what_a_tracker_prints_stays_out_of_standard_output(kind, package, tmp_path, capsys, monkeypatch):

@@ -6,6 +6,7 @@ from pydantic import ValidationError
 from toy_training import decoder, frequencies
 
 from longspan.train.optimizer import build_optimizer
+from longspan.train.schedule import learning_rate
 from longspan.train.settings import TrainSettings
 
 
@@ -24,6 +25,13 @@ def test_micro_batch_tokens_become_rows(length, rows):
 def test_shares_become_steps():
     stage = plan_of(TrainSettings(warmup_share=0.25, final_share=0.3), length=8)
     assert (stage.warmup_steps, stage.final_share, stage.tokens_per_step) == (10, 0.3, 64)
+
+
+@pytest.mark.parametrize(("share", "steps", "warmup_steps"), [(0.0, 40, 1), (0.05, 1, 1), (0.05, 9, 1), (1.0, 3, 3)])
+def test_every_stage_has_a_step_at_the_peak(share, steps, warmup_steps):
+    stage = plan_of(TrainSettings(warmup_share=share), length=8, steps=steps)
+    assert stage.warmup_steps == warmup_steps
+    assert learning_rate(warmup_steps - 1, stage) == 1e-3
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ class Tracker(Settings, ABC):
 
     @abstractmethod
     def open(self, folder: Path, *, name: str, recipe: Mapping[str, Any]) -> Session:
-        """Begin, or go on with, the run called `name`; the tracker's own files go into `folder`."""
+        """Begin, or go on with, the run called `name` (no other run is); the tracker's own files go into `folder`."""
 
 
 class Tracking:

@@ -19,18 +19,23 @@ class TensorBoard(Tracker):
 
     def open(self, folder: Path, *, name: str, recipe: Mapping[str, Any]) -> Session:
         """Event files of the run, with the recipe as text beside the curves."""
-        writer = self.require().SummaryWriter(str(folder / "tensorboard" / name))
-        writer.add_text("recipe", f"```json\n{json.dumps(recipe, indent=2)}\n```")
-        return _EventFiles(writer)
+        return _EventFiles(self.require(), folder / "tensorboard" / name, recipe)
 
 
 class _EventFiles:
-    def __init__(self, writer: Any) -> None:
-        self._writer = writer
+    """A writer that is made at the first step: a run that goes on makes TensorBoard drop the steps it repeats."""
+
+    def __init__(self, module: Any, folder: Path, recipe: Mapping[str, Any]) -> None:
+        self._module, self._folder, self._recipe = module, folder, recipe
+        self._writer: Any = None
 
     def log(self, values: dict[str, float], *, step: int) -> None:
+        if self._writer is None:
+            self._writer = self._module.SummaryWriter(str(self._folder), purge_step=step)
+            self._writer.add_text("recipe", f"```json\n{json.dumps(self._recipe, indent=2)}\n```", step)
         for key, value in values.items():
             self._writer.add_scalar(f"train/{key}", value, step)
 
     def close(self) -> None:
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
