@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longspan.utils.errors import ConfigError, Interrupted, LongspanError, StorageError
+from longspan.utils.values import flat, nearest
 
 if TYPE_CHECKING:
     from longspan.pipeline.recipe import Recipe
@@ -41,7 +42,8 @@ The same command goes on where it stopped, and does nothing again that is done.
 OVERRIDES change any key of the recipe: --stages.1.length 2048 --output runs/other. `longspan VERB RECIPE --help` lists
 them. --json makes the last line of the output one JSON object; what people read then goes to standard error.
 
-exit status: 0 done; 2 a mistake that the message says how to mend; 70 a bug; 74 the disk; 75 run the same command again
+exit status: 0 done; 1 the doctor found something wrong; 2 a mistake that the message says how to mend; 70 a bug;
+74 the disk; 75 run the same command again
 """
 
 
@@ -99,18 +101,16 @@ def _dispatch(verb: str, words: list[str], *, as_json: bool) -> tuple[int, dict[
         "fetch": _fetch,
     }
     if verb not in verbs:
-        raise ConfigError("cli.verb", f"no verb {verb!r}", where="longspan", fix=_nearest(verb, list(verbs)))
+        raise ConfigError("cli.verb", f"no verb {verb!r}", where="longspan", fix=_choose(verb, list(verbs)))
     if verb not in ("run", "train", "eval", "export", "report") and {"-h", "--help"} & set(words):
         print(_usage(verb))
         return OK, {"status": "ok"}
     return verbs[verb](words, as_json)
 
 
-def _nearest(word: str, have: list[str]) -> str:
-    import difflib
-
-    near = difflib.get_close_matches(word, have, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(have)}"
+def _choose(word: str, have: list[str]) -> str:
+    near = nearest(word, have)
+    return f"did you mean {near!r}?" if near else f"choose one of {', '.join(have)}"
 
 
 def _usage(verb: str) -> str:
@@ -182,12 +182,9 @@ def _override(recipe: Recipe, words: list[str], *, prog: str) -> Recipe | None:
 
 def _override_error(stop: SystemExit, told: str, recipe: Recipe, *, prog: str) -> ConfigError:
     """What the parser printed before it gave up, as one of our errors."""
-    import difflib
-
     from pydantic import ValidationError
 
     from longspan.pipeline.mistakes import explain
-    from longspan.pipeline.rundir import flat
 
     cause: BaseException | None = stop
     while cause is not None and not isinstance(cause, ValidationError):
@@ -199,8 +196,8 @@ def _override_error(stop: SystemExit, told: str, recipe: Recipe, *, prog: str) -
     text = " ".join(line for line in lines[1:] if line)
     what = re.split("Perhaps you meant:|Argument helptext:|For full helptext", text)[0].strip()
     flags = ["--" + path.replace("_", "-") for path in flat(recipe.plain())]
-    near = [match for word in re.findall(r"--[\w.\-]+", what) for match in difflib.get_close_matches(word, flags, n=1)]
-    fix = f"did you mean {near[0]}?" if near and near[0] not in what else f"{prog} --help lists every key"
+    near = next(filter(None, (nearest(word, flags) for word in re.findall(r"--[\w.\-]+", what))), None)
+    fix = f"did you mean {near}?" if near and near not in what else f"{prog} --help lists every key"
     return ConfigError("cli.option", what, where=prog, fix=fix)
 
 

@@ -1,6 +1,5 @@
 """What every group of settings is, and how a folder of files becomes the choices of a recipe."""
 
-import difflib
 import importlib
 import inspect
 import pkgutil
@@ -10,6 +9,7 @@ from typing import Annotated, Any, Union
 from pydantic import BaseModel, ConfigDict, Field
 
 from longspan.utils.errors import ConfigError
+from longspan.utils.values import nearest
 
 
 class Settings(BaseModel):
@@ -35,11 +35,11 @@ def kind_class(package: str, kind: str) -> type[Settings]:
     """
     have = kinds(package)
     if kind not in have:
-        near = difflib.get_close_matches(kind, have, n=1)
+        near = nearest(kind, have)
         raise ConfigError(
             "recipe.unknown-kind",
             f"no {kind!r} in {package} (have: {', '.join(have)})",
-            fix=f"did you mean {near[0]!r}?" if near else "choose one of these",
+            fix=f"did you mean {near!r}?" if near else "choose one of these",
         )
     module = importlib.import_module(f"{package}.{kind}")
     classes = [

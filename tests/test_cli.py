@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 import subprocess
 import sys
 import time
@@ -105,7 +106,9 @@ def test_help_of_every_verb(job: Path, capsys: pytest.CaptureFixture[str]) -> No
         assert cli.main([verb, "--help"]) == cli.OK
         assert capsys.readouterr().out.startswith(f"usage: longspan {verb}")
     assert cli.main([]) == cli.MISTAKE
-    assert "exit status" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    for status in (cli.OK, 1, cli.MISTAKE, cli.BUG, cli.STORAGE, cli.AGAIN):
+        assert re.search(rf"exit status:.*\b{status} ", told, flags=re.DOTALL)
     assert cli.main(["train", str(job), "--help"]) == cli.OK
     assert "--stages.1.length" in capsys.readouterr().out
     assert cli.main(["--version"]) == cli.OK

@@ -23,8 +23,8 @@ def load(folder: Path | str, *, device: torch.device | str = "cpu", dtype: torch
     """The decoder in a Hugging Face folder (safetensors, one file or shards; float32, float16 or bfloat16).
 
     Everything but the weights is checked before the first weight is read, and weights are read one at a time: memory
-    peaks at the model and its largest tensor. Raises `ModelError` for whatever is missing, damaged, unsupported or
-    unsafe; nothing executable is opened.
+    peaks at the model and its largest tensor. On the device "meta" only the checks are done. Raises `ModelError` for
+    whatever is missing, damaged, unsupported or unsafe; nothing executable is opened.
     """
     folder = Path(folder)
     config = read_config(folder)
@@ -42,9 +42,10 @@ def load(folder: Path | str, *, device: torch.device | str = "cpu", dtype: torch
         _check_tied(folder, entries[HEAD], entries[names["embed.weight"]])
 
     decoder = decoder.to(dtype).to_empty(device=device)
-    with torch.no_grad():
-        for ours, parameter in decoder.named_parameters():
-            parameter.copy_(entries[names[ours]].read())
+    if torch.device(device).type != "meta":  # which has sizes and no values
+        with torch.no_grad():
+            for ours, parameter in decoder.named_parameters():
+                parameter.copy_(entries[names[ours]].read())
     decoder.source, decoder.config = folder.resolve(), config
     return decoder
 

@@ -1,9 +1,12 @@
 """One recipe at work in its run folder: what the verbs share."""
 
 import contextlib
+import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,19 +14,23 @@ from tokenizers import Tokenizer
 
 from longspan.data.build import Stores, is_held_out
 from longspan.data.sources import Quarantine, read_documents
+from longspan.data.store import TokenStore
 from longspan.data.tokenize import END_OF_TEXT, load_tokenizer, train_tokenizer
 from longspan.model.decoder import Decoder
 from longspan.model.weights import load
 from longspan.pipeline.observer import Observer, Stop
-from longspan.pipeline.recipe import Recipe, canonical_sha256
+from longspan.pipeline.recipe import Recipe
 from longspan.pipeline.rundir import RunFolder, versions
 from longspan.rope.frequencies import Frequencies, RopeBase
 from longspan.rope.methods.default import Default
 from longspan.shape import ModelShape
-from longspan.train.checkpoint import CheckpointStore
+from longspan.train.checkpoint import Checkpoint, CheckpointStore
 from longspan.train.plan import StagePlan
-from longspan.utils.errors import ConfigError, Interrupted
+from longspan.utils.errors import ConfigError, Interrupted, ModelError, StorageError
 from longspan.utils.files import read_json, sha256, write_atomic, write_json
+from longspan.utils.values import canonical_sha256, differences
+
+STATE_BYTES = 12  # of a checkpoint for each weight: the weight and the optimizer's two moments, float32
 
 
 @dataclass(frozen=True)
@@ -40,8 +47,8 @@ class Job:
     def opened(cls, recipe: Recipe, *, observer: Observer, stop: Stop) -> Iterator["Job"]:
         """Hold the run folder of a recipe.
 
-        Raises `LongspanError` for everything about the model, the stages, the device and the tracker that is wrong
-        already, before long work.
+        Raises `LongspanError` for everything about the model, the stages, the device, the tracker and the free space
+        that is wrong already, before long work.
         """
         recipe.check_paths()
         job = cls(recipe, RunFolder(recipe.output), observer, stop)
@@ -49,6 +56,7 @@ class Job:
         if recipe.tracking is not None:
             recipe.tracking.require()
         with job.folder.opened(recipe):
+            job.require_space()
             yield job
 
     def poll(self) -> None:
@@ -144,9 +152,43 @@ class Job:
             decoder.source = self.folder.path  # its tokenizer files are the ones that belong to this run
         return decoder
 
+    def require_space(self) -> None:
+        """Raise `StorageError` unless what is still to be written of checkpoints and export will fit."""
+        weights, train = self.start[0].parameters, self.folder.mark("train")
+        need_bytes = 0
+        if train is None or not train.done:
+            kept = self.recipe.train.keep_checkpoints + 1  # and one being written
+            need_bytes += max(0, kept * STATE_BYTES * weights - _size_bytes(self.folder.checkpoints))
+        if not self.folder.export.exists():
+            need_bytes += weights * getattr(torch, self.recipe.export.dtype).itemsize
+        free_bytes = shutil.disk_usage(self.folder.path).free
+        if free_bytes < need_bytes:
+            raise StorageError(
+                "storage.space",
+                f"checkpoints and export need {need_bytes:,} bytes more, and {free_bytes:,} are free",
+                where=str(self.folder.path),
+                fix="free some space, lower train.keep_checkpoints, or give this run an output on another disk",
+            )
+
+    def require_same(self) -> None:
+        """Raise `ConfigError` when the checkpoints here were made from other texts or from another model."""
+        known = self.folder.identity
+        if not (known.exists() and self.folder.has_checkpoints() and self.folder.tokens.exists()):
+            return
+        changed = differences(read_json(known, error=ConfigError, code="run.identity"), self.train_inputs)
+        if changed:
+            raise ConfigError(
+                "run.other-texts",
+                "the texts, the tokenizer or the model are not those of the checkpoints in this run folder: "
+                + "; ".join(changed),
+                where=str(self.folder.path),
+                fix="put back what was changed, or give this recipe another output",
+            )
+
     def require_trained(self) -> None:
-        """Raise `ConfigError` when training has not finished."""
-        if not self.folder.done("train", self.train_inputs):
+        """Raise `ConfigError` when training has not finished, or was of other texts or another model."""
+        self.require_same()
+        if not self.folder.tokens.exists() or not self.folder.done("train", self.train_inputs):
             raise ConfigError(
                 "run.not-trained",
                 "this run is not trained yet",
@@ -154,11 +196,8 @@ class Job:
                 fix="longspan train, or longspan run, with the same recipe",
             )
 
-    def trained(self) -> tuple[Decoder, str]:
-        """The decoder after training, and the hash of its weights.
-
-        Raises `ConfigError` when the checkpoint of the last step is lost.
-        """
+    def newest(self) -> Checkpoint:
+        """The newest whole checkpoint of a run that is marked as trained. Raises `ConfigError` when there is none."""
         checkpoint = self.checkpoints().latest()
         if checkpoint is None:
             raise ConfigError(
@@ -167,7 +206,14 @@ class Job:
                 where=str(self.folder.checkpoints),
                 fix="put the checkpoint back, or remove done/train.json in the run folder and train again",
             )
-        total = sum(plan.steps for plan in self.plans)
+        return checkpoint
+
+    def trained(self) -> tuple[Decoder, str]:
+        """The decoder after training, and the hash of its weights.
+
+        Raises `ConfigError` when the checkpoint of the last step is lost.
+        """
+        checkpoint, total = self.newest(), sum(plan.steps for plan in self.plans)
         if checkpoint.progress.step != total:
             raise ConfigError(
                 "run.lost-checkpoint",
@@ -193,19 +239,23 @@ class Job:
         """The texts as tokens. Raises `DataError` when they are missing or damaged."""
         return Stores.open(self.folder.tokens, verify=False)
 
+    @property
+    def _given_tokenizer(self) -> Path | None:
+        """The tokenizer.json of the recipe or the model; None when one is trained."""
+        place = self.recipe.data.tokenizer or self.recipe.model.folder
+        return place / "tokenizer.json" if place is not None and place.is_dir() else place
+
     def make_tokenizer(self) -> Tokenizer:
         """Put the tokenizer of this run into its folder: the recipe's, the model's, or one trained on the texts."""
-        data, new = self.recipe.data, self.recipe.model.new
-        place = data.tokenizer or self.recipe.model.folder
+        data, new, file = self.recipe.data, self.recipe.model.new, self._given_tokenizer
         # What transformers needs beside a tokenizer.json in order to load it.
         settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-        if place is not None:
-            tokenizer = load_tokenizer(place, vocabulary=self.start[0].vocabulary)
-            file = place / "tokenizer.json" if place.is_dir() else place
+        if file is not None:
+            tokenizer = load_tokenizer(file, vocabulary=self.start[0].vocabulary)
             content = file.read_bytes()
             beside = file.with_name("tokenizer_config.json")
             if beside.exists():
-                settings = read_json(beside, error=ConfigError, code="recipe.tokenizer")
+                settings = _tokenizer_settings(beside)
         else:
             assert new is not None, "a model is new or comes from a folder"
             documents = read_documents(
@@ -225,27 +275,80 @@ class Job:
 
     @property
     def prepare_inputs(self) -> dict[str, Any]:
-        """What the token stores, and the check of stages and tasks on them, depend on."""
-        plain = self.recipe.plain()
-        return {"base": self.base_identity} | {key: plain[key] for key in ("data", "stages", "eval", "seed")}
+        """What the token stores, and the check of stages and tasks on them, depend on.
+
+        Files stand with their sizes and times: when these change, the content decides what is built again.
+        """
+        recipe, plain, tokenizer = self.recipe, self.recipe.plain(), self._given_tokenizer
+        places = [source.path for source in recipe.data.sources]
+        if tokenizer is not None:
+            places += [tokenizer, tokenizer.with_name("tokenizer_config.json")]
+        return {
+            "base": self.base_identity,
+            "data": recipe.shaping["data"],
+            "files": [_seen(place) for place in places],
+            **{key: plain[key] for key in ("stages", "eval", "seed")},
+        }
 
     @property
     def before_inputs(self) -> dict[str, Any]:
-        """What the evaluation before training depends on."""
-        plain = self.recipe.plain()
-        return {"base": self.base_identity} | {key: plain[key] for key in ("data", "eval", "seed")}
+        """What the evaluation before training depends on; known once the texts are prepared."""
+        return {"base": self.base_identity, **self._eval_inputs}
 
     @property
     def train_inputs(self) -> dict[str, Any]:
-        """What the trained weights depend on, as JSON; checkpoints are refused when it differs."""
-        return {**self.recipe.shaping, "base": self.base_identity}
+        """What the trained weights depend on, as JSON; checkpoints are refused when it differs.
+
+        Known once the texts are prepared.
+        """
+        return {**self.recipe.shaping, "base": self.base_identity, "tokens": _content(self.stores().train)}
 
     @property
     def after_inputs(self) -> dict[str, Any]:
         """What the evaluation after training depends on."""
-        return {**self.train_inputs, "eval": self.recipe.plain()["eval"]}
+        return {**self.train_inputs, **self._eval_inputs}
+
+    @property
+    def _eval_inputs(self) -> dict[str, Any]:
+        held_out, seed = _content(self.stores().held_out), self.recipe.seed
+        return {"eval": self.recipe.plain()["eval"], "held_out": held_out, "seed": seed}
 
     @property
     def export_inputs(self) -> dict[str, Any]:
         """What the exported folder depends on."""
         return {**self.train_inputs, "export": self.recipe.plain()["export"]}
+
+
+def _content(store: TokenStore) -> str:
+    """Hash of the tokens, their documents and the tokenizer; files that were set aside do not change it."""
+    files = {name: record.sha256 for name, record in store.manifest.files.items()}
+    return canonical_sha256([store.manifest.origin.tokenizer_sha256, files])
+
+
+def _seen(place: Path) -> list[tuple[str, int, int]]:
+    """Relative name, bytes and time of change of every file at a place; links below it are not followed."""
+    if place.is_file():
+        files = [(place.name, place.stat())]
+    else:
+        below = sorted(Path(at, name) for at, _, names in os.walk(place) for name in names)
+        files = [(file.relative_to(place).as_posix(), file.lstat()) for file in below]
+    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in files]
+
+
+def _size_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def _tokenizer_settings(file: Path) -> dict[str, Any]:
+    """What stands beside a tokenizer.json. Raises `ModelError` when it asks to run code of its own."""
+    settings = read_json(file, error=ConfigError, code="recipe.tokenizer")
+    if not isinstance(settings, dict):
+        raise ConfigError("recipe.tokenizer", f"{file.name} is no table", where=str(file), fix="restore the file")
+    if "auto_map" in settings:
+        raise ModelError(
+            "model.remote-code",
+            f"{file.name} asks to run code that came with the tokenizer (auto_map)",
+            where=str(file),
+            fix="longspan never runs it: use a tokenizer.json without that, in a folder of its own",
+        )
+    return settings

@@ -1,6 +1,5 @@
 """Turning a failed check of a recipe into words: which key, what is wrong with it, what to write instead."""
 
-import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +8,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from longspan.utils.errors import ConfigError
+from longspan.utils.values import nearest, shown
 
 _TYPES = {
     "int_type": "write a whole number without quotes or point, such as 2048",
@@ -55,30 +55,25 @@ def _problem(entry: ErrorDetails, value: dict[str, Any], schema: dict[str, Any])
     path = ".".join(str(key) for key in keys)
     kind = entry["type"]
     if kind == "extra_forbidden":
-        near, fix = _suggest_key(keys, value, schema)
-        meant = ".".join([*(str(key) for key in keys[:-1]), near]) if near else ""
+        known, fix = _suggest_key(keys, value, schema)
+        meant = ".".join([*(str(key) for key in keys[:-1]), known]) if known else ""
         return _Problem("recipe.unknown-key", path, f"unknown key {keys[-1]!r}", fix, meant)
     if kind == "missing":
         return _Problem("recipe.missing-key", path, f"{keys[-1]!r} is missing", f"add {keys[-1]} = …")
     if kind == "union_tag_invalid":
         tag = str(entry["ctx"]["tag"])
         have = [part.strip(" '") for part in str(entry["ctx"]["expected_tags"]).split(",")]
-        close = difflib.get_close_matches(tag, have, n=1)
-        fix = f"did you mean {close[0]!r}?" if close else "choose one of these"
+        near = nearest(tag, have)
+        fix = f"did you mean {near!r}?" if near else "choose one of these"
         return _Problem("recipe.unknown-kind", path, f"no kind {tag!r} (have: {', '.join(have)})", fix)
     if kind == "union_tag_not_found":
         return _Problem("recipe.missing-key", path, "'kind' is missing", 'add kind = "…" to say which one is meant')
     if kind in _TYPES:
-        return _Problem("recipe.type", path, f"{_short(entry['input'])} is of the wrong type", _TYPES[kind])
+        return _Problem("recipe.type", path, f"{shown(entry['input'])} is of the wrong type", _TYPES[kind])
     message = entry["msg"].removeprefix("Value error, ")
     if kind == "value_error":
         return _Problem("recipe.value", path, message, "change one of these values")
-    return _Problem("recipe.value", path, f"{_short(entry['input'])} is refused", message[:1].lower() + message[1:])
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "…"
+    return _Problem("recipe.value", path, f"{shown(entry['input'])} is refused", message[:1].lower() + message[1:])
 
 
 def _walkable(loc: tuple[int | str, ...], value: Any) -> tuple[int | str, ...]:
@@ -108,9 +103,9 @@ def _suggest_key(keys: tuple[int | str, ...], value: Any, schema: dict[str, Any]
         node = _step(_settle(node, value, schema), key)
         value = _child(value, key)
     have = sorted(_settle(node, value, schema).get("properties", {}))
-    near = difflib.get_close_matches(wrong, have, n=1)
+    near = nearest(wrong, have)
     if near:
-        return near[0], f"did you mean {near[0]!r}?"
+        return near, f"did you mean {near!r}?"
     elsewhere = [path for path, names in _tables(schema) if wrong in names]
     if elsewhere:
         return "", f"{wrong!r} belongs to {' or '.join(elsewhere[:3])}"

@@ -3,7 +3,7 @@
 import contextlib
 import importlib
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +40,16 @@ def logit_differences(folder: Path, decoder: Decoder, tokens: Int[Tensor, " n"])
         ).eval()
     decoder = decoder.to("cpu", torch.float32)
     end = max(decoder.frequencies.length, len(tokens))
-    worst = angles = 0.0
+    exported: list[Tensor] = []
+    angles: list[Tensor] = []
     for first in sorted({0, end - len(tokens)}):
         positions = torch.arange(first, first + len(tokens))[None]
         found = theirs(input_ids=tokens[None], position_ids=positions, use_cache=False).logits.float()
         trained = _logits(decoder, tokens[None], positions, angle_dtype=torch.float64)
         served = _logits(decoder, tokens[None], positions, angle_dtype=torch.float32)
-        worst = max(worst, float((found - served).abs().max()))
-        angles = max(angles, float((trained - served).abs().max()))
+        exported.append((found - served).abs().max())
+        angles.append((trained - served).abs().max())
+    worst = largest(exported)
     if not worst <= MOST_LOGIT_DIFFERENCE:
         raise ModelError(
             "export.differs",
@@ -55,7 +57,12 @@ def logit_differences(folder: Path, decoder: Decoder, tokens: Int[Tensor, " n"])
             where=str(folder),
             fix="do not use this folder; report it with the recipe and the versions in versions.json",
         )
-    return {"export_max_logit_diff": worst, "float32_angles_logit_diff": angles}
+    return {"export_max_logit_diff": worst, "float32_angles_logit_diff": largest(angles)}
+
+
+def largest(values: Sequence[Float[Tensor, ""]]) -> float:
+    """The largest of some numbers; NaN when one of them is, which Python's own `max` may pass over."""
+    return float(torch.stack(tuple(values)).max())
 
 
 @contextlib.contextmanager

@@ -1,6 +1,5 @@
 """One recipe is one job: what a TOML file may say, and what its parts demand of each other."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
@@ -30,7 +29,7 @@ Count = Annotated[int, Field(gt=0)]
 class NewModel(Settings):
     """Sizes of a small model in Llama's format that is trained from random weights, with a tokenizer of its own.
 
-    `vocabulary` counts the tokenizer's entries; `trained_length` of the model becomes the longest stage.
+    `vocabulary` counts the tokenizer's entries. The model's `trained_length` becomes the length of the first stage.
     """
 
     layers: Count
@@ -186,8 +185,16 @@ class Recipe(Settings):
 
     @property
     def shaping(self) -> dict[str, Any]:
-        """The part that decides the weights: two recipes that agree in it may share a run folder."""
+        """The part that decides the weights: two recipes that agree in it may share a run folder.
+
+        Where things lie is no part of it, so that a job can be moved: hashes of the model and of the tokens stand
+        for them (`Job.train_inputs`).
+        """
         value = self.plain()
+        value["model"] = {"new": value["model"]["new"]}
+        value["data"].pop("tokenizer")
+        for source in value["data"]["sources"]:
+            source.pop("path")
         return {key: value[key] for key in ("seed", "model", "data", "stages")} | {"train": self.train.shaping}
 
     def check_paths(self) -> None:
@@ -204,16 +211,6 @@ class Recipe(Settings):
         for index, source in enumerate(self.data.sources):
             if not source.path.exists():
                 raise _unusable(f"data.sources.{index}.path", source.path, "does not exist", fix="check the path")
-
-    @property
-    def sha256(self) -> str:
-        """Hash of `shaping` in canonical JSON."""
-        return canonical_sha256(self.shaping)
-
-
-def canonical_sha256(value: Any) -> str:
-    """Hash of a JSON value that does not depend on the order of its keys."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def schema() -> dict[str, Any]:

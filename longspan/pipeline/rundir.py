@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longspan.pipeline.recipe import Recipe, canonical_sha256
+from longspan.pipeline.recipe import Recipe
 from longspan.utils.errors import ConfigError
 from longspan.utils.files import read_json, storage_errors, write_json
+from longspan.utils.values import canonical_sha256, differences
 
 PHASES = ("prepare", "before", "train", "after", "export", "report")
 PACKAGES = ("longspan", "torch", "numpy", "tokenizers", "safetensors", "pydantic", "pyarrow", "transformers")
@@ -32,11 +33,13 @@ class RunFolder:
 
     recipe.json            the recipe with every default written out
     versions.json          what it ran with
-    base.json              hashes of the model that was started from
-    tokenizer.json         the tokenizer of this run
-    tokens/                train/ and held_out/, the texts as token files
+    base.json              hash of the model that was started from; a new model has none
+    tokenizer.json         the tokenizer of this run, and tokenizer_config.json beside it
+    tokens/                train/ and held_out/, the texts as token files; tokens.old-1/ when the texts changed
+    identity.json          what the checkpoints were made from: recipe, model, tokens
     checkpoints/           step-000123/ and latest.json
     metrics.jsonl          one line an optimizer step
+    tracking/              the tracker's own files, and id.json, which tells this run from others of its name
     eval/                  before.json and after.json, and a .rows.jsonl beside each with every answer
     export/                the Hugging Face folder
     export.json            how far transformers' logits are from ours
@@ -44,6 +47,7 @@ class RunFolder:
     heatmaps.svg           its heat maps alone
     summary.json           the figures
     done/                  one mark a phase, so that the same command goes on where it stopped
+    .lock                  held while a process works here
     """
 
     def __init__(self, path: Path) -> None:
@@ -53,8 +57,10 @@ class RunFolder:
         self.tokenizer = path / "tokenizer.json"
         self.tokenizer_config = path / "tokenizer_config.json"
         self.tokens = path / "tokens"
+        self.identity = path / "identity.json"
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
+        self.tracking = path / "tracking"
         self.export = path / "export"
         self.proof = path / "export.json"
         self.report = path / "report.html"
@@ -65,12 +71,16 @@ class RunFolder:
         """Where the evaluation called `name` lies."""
         return self.path / "eval" / f"{name}.json"
 
+    def has_checkpoints(self) -> bool:
+        """Whether there is work of training that must not be lost or mixed with another's."""
+        return any(self.checkpoints.glob("step-*"))
+
     @contextlib.contextmanager
     def opened(self, recipe: Recipe) -> Iterator[None]:
         """Hold the folder for `recipe`, alone; it is created when it is not there.
 
-        Raises `ConfigError` when another process holds it, when it holds other things, or when it belongs to a recipe
-        whose `shaping` differs, key by key.
+        Raises `ConfigError` when another process holds it, when it holds other things, or when there are
+        checkpoints of a recipe whose `shaping` differs, key by key. Without checkpoints the new recipe takes it over.
         """
         if self.path.exists() and (not self.path.is_dir() or (any(self.path.iterdir()) and not self._ours())):
             raise ConfigError(
@@ -101,7 +111,7 @@ class RunFolder:
     def _claim(self, recipe: Recipe) -> None:
         if self.recipe.exists():
             differing = differences(Recipe.read(self.recipe).shaping, recipe.shaping)
-            if differing:
+            if differing and self.has_checkpoints():
                 raise ConfigError(
                     "run.other-recipe",
                     f"this run folder was made by another recipe; {len(differing)} keys differ: "
@@ -109,6 +119,10 @@ class RunFolder:
                     where=str(self.path),
                     fix="change them back, or give this recipe another output",
                 )
+            if differing:  # a first attempt that came to nothing: what it measured must not pass for this recipe's
+                for stale in (self.metrics, self.evaluation("before"), self.evaluation("after")):
+                    with storage_errors(stale):
+                        stale.unlink(missing_ok=True)
         write_json(self.recipe, recipe.plain())
         write_json(self.versions, versions())
 
@@ -151,30 +165,6 @@ class RunFolder:
 
     def _mark_path(self, phase: str) -> Path:
         return self.path / "done" / f"{phase}.json"
-
-
-def flat(value: Any, path: str = "") -> dict[str, Any]:
-    """The leaves of a JSON value by their dotted paths, such as "stages.1.length"."""
-    if not value or not isinstance(value, dict | list):
-        return {path: value}
-    pairs = value.items() if isinstance(value, dict) else enumerate(value)
-    return {k: v for key, item in pairs for k, v in flat(item, f"{path}.{key}" if path else str(key)).items()}
-
-
-def differences(old: Any, new: Any) -> list[str]:
-    """Where two JSON values differ, as "stages.1.length: 512, now 1024"."""
-    before, after = flat(old), flat(new)
-    keys = [*before, *(key for key in after if key not in before)]
-    return [
-        f"{key}: {_short(before, key)}, now {_short(after, key)}"
-        for key in keys
-        if key not in before or key not in after or before[key] != after[key]
-    ]
-
-
-def _short(leaves: dict[str, Any], key: str) -> str:
-    text = repr(leaves[key]) if key in leaves else "nothing"
-    return text if len(text) <= 60 else text[:57] + "…"
 
 
 def versions() -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import math
 import shutil
+import uuid
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 
 from longspan.batch import Batch
-from longspan.data.build import build_stores
+from longspan.data.build import Stores, build_stores
 from longspan.data.collate import collate
 from longspan.data.rows import StageRows
 from longspan.data.tokenize import plain_encode, separator_id
@@ -20,9 +21,10 @@ from longspan.model.decoder import Decoder
 from longspan.model.weights import save
 from longspan.pipeline.figures import summary
 from longspan.pipeline.job import Job
+from longspan.pipeline.memory import memory_errors
 from longspan.pipeline.observer import SILENT, Observer, Stop, never
 from longspan.pipeline.proof import SAMPLE_TOKENS, can_prove, logit_differences, round_weights
-from longspan.pipeline.recipe import Recipe, canonical_sha256
+from longspan.pipeline.recipe import Recipe
 from longspan.pipeline.rundir import versions
 from longspan.records import Evaluation, StepMetrics
 from longspan.report.heatmap import heatmaps_svg
@@ -30,8 +32,11 @@ from longspan.report.page import ReportData, write_report
 from longspan.train.loop import train as train_decoder
 from longspan.train.metrics import MetricsFile, read_metrics
 from longspan.train.trackers.base import Tracking
-from longspan.utils.errors import ConfigError
+from longspan.utils.errors import ConfigError, LongspanError
 from longspan.utils.files import read_json, sha256, storage_errors, write_atomic, write_json
+from longspan.utils.values import canonical_sha256
+
+HARMLESS = ("hidden", "link-inside")  # set aside by rule, without anything amiss
 
 
 def run(recipe: Recipe, *, observer: Observer = SILENT, stop: Stop = never) -> dict[str, Any]:
@@ -55,11 +60,12 @@ def train(recipe: Recipe, *, observer: Observer = SILENT, stop: Stop = never) ->
         _prepare(job)
         _train(job)
         metrics = read_metrics(job.folder.metrics)
-        loss = metrics[-1].loss
+        last = metrics[-1] if metrics else job.newest().progress  # without its diary a trained model is still one
+        loss = metrics[-1].loss if metrics else math.nan
         return {
             "run": str(job.folder.path),
-            "step": metrics[-1].step,
-            "tokens": metrics[-1].tokens,
+            "step": last.step,
+            "tokens": last.tokens,
             "loss": loss if math.isfinite(loss) else None,  # JSON has no word for NaN
         }
 
@@ -72,6 +78,10 @@ def evaluate(recipe: Recipe, when: str, *, observer: Observer = SILENT, stop: St
             "a new model has random weights before training",
             where="recipe: model.new",
             fix="evaluate it after training",
+        )
+    if not recipe.eval.tasks:
+        raise ConfigError(
+            "eval.no-tasks", "the recipe names nothing to evaluate", where="recipe: eval", fix="add [[eval.tasks]]"
         )
     with Job.opened(recipe, observer=observer, stop=stop) as job:
         if when == "after":
@@ -105,11 +115,14 @@ def _once(job: Job, phase: str, inputs: Any, work: Any, *outputs: Path) -> None:
 
 
 def _prepare(job: Job) -> None:
-    """Texts become tokens, and every stage and task is tried on them."""
+    """Texts become tokens, and every stage and task is tried on them.
+
+    Raises `ConfigError` when there are checkpoints, and they are of other tokens.
+    """
 
     def work() -> None:
         tokenizer = job.make_tokenizer()
-        build_stores(
+        stores = build_stores(
             job.folder.tokens,
             job.recipe.data,
             tokenizer=tokenizer,
@@ -117,10 +130,38 @@ def _prepare(job: Job) -> None:
             separator=separator_id(tokenizer),
             progress=lambda done, total: job.progress(done, total, "bytes of text"),
         )
-        _rows(job)
+        for warning in (*_set_aside(stores), *_short_documents(job.recipe, stores)):
+            job.observer.warn(warning)
+        for index, rows in enumerate(_rows(job)):
+            try:
+                rows.check()
+            except LongspanError as error:
+                if error.where.startswith("mix."):
+                    error.where = f"recipe: stages.{index}.{error.where}"
+                raise
         check(job.recipe.eval.tasks, _material(job))
 
     _once(job, "prepare", job.prepare_inputs, work, job.folder.tokens, job.folder.tokenizer)
+    job.require_same()
+
+
+def _set_aside(stores: Stores) -> list[str]:
+    """What of the sources was not taken, a line for each reason."""
+    found = stores.train.manifest.origin.quarantine
+    return [
+        f"{entry.count:,} set aside as {reason}: {', '.join(entry.first)}{', …' * (entry.count > len(entry.first))}"
+        for reason, entry in found.items()
+        if reason not in HARMLESS
+    ]
+
+
+def _short_documents(recipe: Recipe, stores: Stores) -> list[str]:
+    """A word of warning when no document is as long as the longest rows: nothing in the text then reaches so far."""
+    wanted = max(part.length or stage.length for stage in recipe.stages for part in stage.mix)
+    longest = int(max(stores.train.lengths)) - 1  # without its separator
+    if longest >= wanted:
+        return []
+    return [f"rows of {wanted:,} tokens will hold several documents; the longest has {longest:,}"]
 
 
 def _rows(job: Job) -> list[StageRows]:
@@ -145,24 +186,27 @@ def _material(job: Job) -> Material:
 
 
 def _evaluate(job: Job, when: str) -> None:
-    """One evaluation, resumable row by row."""
-    path = job.folder.evaluation(when)
+    """One evaluation, resumable row by row; none without tasks."""
+    path, fix = job.folder.evaluation(when), "use shorter lengths in eval.tasks, or a machine with more memory"
+    if not job.recipe.eval.tasks:
+        return
 
     def work() -> None:
         if when == "before":
             decoder, identity = job.base(), job.base_identity
         else:
             decoder, identity = job.trained()
-        found = evaluate_decoder(
-            decoder.eval(),
-            job.recipe.eval.tasks,
-            name=when,
-            material=_material(job),
-            model_id=canonical_sha256([identity, asdict(decoder.frequencies)]),
-            rows_path=path.with_suffix(".rows.jsonl"),
-            progress=lambda done, total: job.progress(done, total, "tokens read"),
-            stop=job.stop,
-        )
+        with memory_errors(lambda: f"evaluation {when} training", fix=fix):
+            found = evaluate_decoder(
+                decoder.eval(),
+                job.recipe.eval.tasks,
+                name=when,
+                material=_material(job),
+                model_id=canonical_sha256([identity, asdict(decoder.frequencies)]),
+                rows_path=path.with_suffix(".rows.jsonl"),
+                progress=lambda done, total: job.progress(done, total, "tokens read"),
+                stop=job.stop,
+            )
         write_json(path, found.to_json())
 
     _once(job, when, job.before_inputs if when == "before" else job.after_inputs, work, path)
@@ -170,12 +214,17 @@ def _evaluate(job: Job, when: str) -> None:
 
 def _train(job: Job) -> None:
     """All stages, from the newest checkpoint on."""
+    fix = "lower train.micro_batch_tokens, which one pass takes at once, or the length of this stage"
+    now = 0
 
     def work() -> None:
         decoder, rows = job.base(), _rows(job)
+        write_json(job.folder.identity, job.train_inputs)
         metrics, tracking = MetricsFile(job.folder.metrics), _tracking(job)
 
         def batches(stage: int, first_row: int, count: int) -> Batch:
+            nonlocal now
+            now = stage
             return collate([rows[stage].row(first_row + index) for index in range(count)])
 
         def observe(step: StepMetrics) -> None:
@@ -185,15 +234,16 @@ def _train(job: Job) -> None:
             job.observer.step(step, step_tokens=job.plans[step.stage].tokens_per_step, total_tokens=job.total_tokens)
 
         try:
-            train_decoder(
-                decoder.train(),
-                job.plans,
-                settings=job.recipe.train,
-                batches=batches,
-                checkpoints=job.checkpoints(),
-                observe=observe,
-                stop=job.stop,
-            )
+            with memory_errors(lambda: f"recipe: stages.{now} (length {job.plans[now].length:,})", fix=fix):
+                train_decoder(
+                    decoder.train(),
+                    job.plans,
+                    settings=job.recipe.train,
+                    batches=batches,
+                    checkpoints=job.checkpoints(),
+                    observe=observe,
+                    stop=job.stop,
+                )
         finally:
             if tracking is not None:
                 tracking.close()
@@ -202,11 +252,14 @@ def _train(job: Job) -> None:
 
 
 def _tracking(job: Job) -> Tracking | None:
-    recipe = job.recipe
+    recipe, folder = job.recipe, job.folder.tracking
     if recipe.tracking is None:
         return None
-    folder = job.folder.path / "tracking"
-    return Tracking(recipe.tracking, folder, name=recipe.name, recipe=recipe.plain(), warn=job.observer.warn)
+    known = folder / "id.json"  # trackers go on with a run of the same name, which another folder's may have
+    if not known.exists():
+        write_json(known, {"id": uuid.uuid4().hex})
+    name = f"{recipe.name}-{read_json(known)['id'][:8]}"
+    return Tracking(recipe.tracking, folder, name=name, recipe=recipe.plain(), warn=job.observer.warn)
 
 
 def _export(job: Job) -> None:
@@ -225,7 +278,8 @@ def _export(job: Job) -> None:
             fresh.rename(job.folder.export)
 
     job.require_trained()
-    _once(job, "export", job.export_inputs, work, job.folder.export, job.folder.proof)
+    inputs = {**job.export_inputs, "provable": can_prove()}  # once transformers is there, it is written and checked
+    _once(job, "export", inputs, work, job.folder.export, job.folder.proof)
 
 
 def _proven(job: Job, folder: Path, decoder: Decoder, dtype: torch.dtype) -> dict[str, Any]:
@@ -246,7 +300,7 @@ def _sample(job: Job) -> torch.Tensor:
 
 def _evaluation(job: Job, when: str) -> Evaluation | None:
     path = job.folder.evaluation(when)
-    return Evaluation.from_json(read_json(path)) if path.exists() else None
+    return Evaluation.from_json(read_json(path)) if job.recipe.eval.tasks and path.exists() else None
 
 
 def _report(job: Job) -> dict[str, Any]:
@@ -254,6 +308,7 @@ def _report(job: Job) -> dict[str, Any]:
     folder, (shape, frequencies) = job.folder, job.start
     parts = (folder.metrics, folder.evaluation("before"), folder.evaluation("after"), folder.proof)
     proof = read_json(folder.proof) if folder.proof.exists() else {}
+    notes = tuple(_set_aside(job.stores())) if folder.tokens.exists() else ()
 
     def work() -> None:
         before, after = _evaluation(job, "before"), _evaluation(job, "after")
@@ -278,6 +333,7 @@ def _report(job: Job) -> dict[str, Any]:
             export={"dtype": job.recipe.export.dtype, **proof} if proof else {},
             seconds=phases,
             versions=versions(),
+            notes=notes,
         )
         write_report(folder.report, page)
         maps = heatmaps_svg([evaluation for evaluation in (before, after) if evaluation is not None])
@@ -296,6 +352,10 @@ def _report(job: Job) -> dict[str, Any]:
         }
         write_json(folder.summary, facts)
 
-    inputs = {"recipe": job.recipe.plain(), **{part.name: sha256(part) for part in parts if part.exists()}}
+    inputs = {
+        "recipe": job.recipe.plain(),
+        "notes": notes,
+        **{part.name: sha256(part) for part in parts if part.exists()},
+    }
     _once(job, "report", inputs, work, folder.report, folder.heatmaps, folder.summary)
     return {"run": str(folder.path), **read_json(folder.summary)}

@@ -1,6 +1,8 @@
 """The doctor finds a healthy machine healthy, and a broken kernel broken."""
 
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,14 +21,28 @@ def test_this_machine_is_well(tmp_path: Path) -> None:
 
 def test_wrong_numbers_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     right = doctor.attend
-    monkeypatch.setattr(doctor, "attend", lambda q, k, v: right(q, k, v) * 1.001)
+    monkeypatch.setattr(doctor, "attend", lambda q, k, v, **options: right(q, k, v, **options) * 1.001)
     assert doctor.attention_error(torch.device("cpu"), torch.float32) == pytest.approx(1e-3, rel=1.5)
     checks = [check for check in doctor.examine(Path()) if check.name == "attention on cpu"]
     assert [check.ok for check in checks] == [False]
 
 
+@pytest.mark.parametrize("broken", ["window", "spans", "merged"])
+def test_a_form_that_gives_no_number_is_found(monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
+    right = doctor.attend
+
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **options: Any) -> torch.Tensor:
+        out = right(q, k, v, **options)
+        return out * torch.nan if broken in options or (broken == "merged" and q.shape[2] < k.shape[2]) else out
+
+    monkeypatch.setattr(doctor, "attend", attend)
+    assert math.isnan(doctor.attention_error(torch.device("cpu"), torch.float32))
+    checks = [check for check in doctor.examine(Path()) if check.name == "attention on cpu"]
+    assert [check.ok for check in checks] == [False]
+
+
 def test_a_missing_kernel_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(*_: object) -> None:
+    def missing(*_: object, **__: object) -> None:
         raise NotImplementedError("no kernel for this device")
 
     monkeypatch.setattr(doctor, "attend", missing)

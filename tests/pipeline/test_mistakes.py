@@ -86,7 +86,7 @@ def test_every_mistake_is_listed(micro: Path, capsys: pytest.CaptureFixture[str]
     micro.write_text(text)
     assert cli.main(["train", str(micro)]) == cli.MISTAKE
     told = capsys.readouterr().err
-    for words in ("2 problems", "seed: '1' is of the wrong type", "stages.0.lenght"):
+    for words in ("2 problems", 'seed: "1" is of the wrong type', "stages.0.lenght"):
         assert words in told
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from longspan.pipeline.recipe import Recipe
-from longspan.pipeline.rundir import RunFolder, differences, versions
+from longspan.pipeline.rundir import RunFolder, versions
 from longspan.utils.errors import ConfigError
 
 
@@ -19,7 +19,7 @@ def test_another_recipe_is_refused_with_its_differences(micro: Path) -> None:
     recipe = Recipe.read(micro)
     folder = RunFolder(recipe.output)
     with folder.opened(recipe):
-        pass
+        (folder.checkpoints / "step-000002").mkdir(parents=True)
     stages = tomllib.loads(micro.read_text())["stages"]
     stages[1]["learning_rate"] = 5e-4
     with pytest.raises(ConfigError) as caught, folder.opened(_changed(micro, seed=9, stages=stages)):
@@ -27,6 +27,20 @@ def test_another_recipe_is_refused_with_its_differences(micro: Path) -> None:
     assert caught.value.code == "run.other-recipe"
     assert "seed: 1, now 9" in caught.value.what
     assert "stages.1.learning_rate: 0.001, now 0.0005" in caught.value.what
+
+
+def test_a_corrected_recipe_takes_over_what_holds_no_checkpoint(micro: Path) -> None:
+    folder = RunFolder(Recipe.read(micro).output)
+    stale = (folder.metrics, folder.evaluation("before"), folder.evaluation("after"))
+    with folder.opened(Recipe.read(micro)):
+        folder.evaluation("before").parent.mkdir()
+        for path in stale:
+            path.write_text("of the first attempt")
+    with folder.opened(Recipe.read(micro)):
+        assert all(path.exists() for path in stale)
+    with folder.opened(_changed(micro, seed=9)):
+        assert json.loads(folder.recipe.read_text())["seed"] == 9
+    assert not any(path.exists() for path in stale)
 
 
 def test_harmless_changes_are_taken_and_written(micro: Path) -> None:
@@ -101,9 +115,3 @@ def test_a_mark_of_older_inputs_does_not_survive_a_kill(tmp_path: Path) -> None:
         assert not RunFolder(tmp_path).done("train", "old")
 
     folder.once("train", "new", work=killed)
-
-
-def test_differences_name_each_leaf() -> None:
-    old, new = {"a": [1, {"b": 2}], "c": 3}, {"a": [1, {"b": 4}, 5], "d": 6}
-    assert differences(old, new) == ["a.1.b: 2, now 4", "c: 3, now nothing", "a.2: nothing, now 5", "d: nothing, now 6"]
-    assert differences(old, old) == []
