@@ -59,18 +59,24 @@ def read_config(folder: Path) -> dict[str, Any]:
         path = safe_path(folder, name)
         if name == "tokenizer_config.json" and not path.exists():
             continue
-        config = read_json(path, error=ModelError, code="model.config")
-        if not isinstance(config, dict):
-            raise ModelError("model.config", f"{name} is no table", where=str(path), fix="restore the file")
-        if "auto_map" in config:
-            raise ModelError(
-                "model.remote-code",
-                f"{name} asks to run code that came with the model (auto_map)",
-                where=str(path),
-                fix="longspan never runs it: use a model of a supported family in its standard form",
-            )
+        config = read_plain(path)
     assert isinstance(config, dict)
     return config
+
+
+def read_plain(path: Path) -> dict[str, Any]:
+    """A JSON table that came with a model or a tokenizer. Raises `ModelError`, also when it brings its own code."""
+    table = read_json(path, error=ModelError, code="model.config")
+    if not isinstance(table, dict):
+        raise ModelError("model.config", f"{path.name} is no table", where=str(path), fix="restore the file")
+    if "auto_map" in table:
+        raise ModelError(
+            "model.remote-code",
+            f"{path.name} asks to run code that came with it (auto_map)",
+            where=str(path),
+            fix="longspan never runs it: use a model of a supported family, or a tokenizer.json, in its standard form",
+        )
+    return table
 
 
 def find_tensors(folder: Path) -> dict[str, Entry]:

@@ -17,6 +17,7 @@ from longspan.data.sources import Quarantine, read_documents
 from longspan.data.store import TokenStore
 from longspan.data.tokenize import END_OF_TEXT, load_tokenizer, train_tokenizer
 from longspan.model.decoder import Decoder
+from longspan.model.folder import read_plain
 from longspan.model.weights import load
 from longspan.pipeline.observer import Observer, Stop
 from longspan.pipeline.recipe import Recipe
@@ -26,7 +27,7 @@ from longspan.rope.methods.default import Default
 from longspan.shape import ModelShape
 from longspan.train.checkpoint import Checkpoint, CheckpointStore
 from longspan.train.plan import StagePlan
-from longspan.utils.errors import ConfigError, Interrupted, ModelError, StorageError
+from longspan.utils.errors import ConfigError, Interrupted, StorageError
 from longspan.utils.files import read_json, sha256, write_atomic, write_json
 from longspan.utils.values import canonical_sha256, differences
 
@@ -255,7 +256,7 @@ class Job:
             content = file.read_bytes()
             beside = file.with_name("tokenizer_config.json")
             if beside.exists():
-                settings = _tokenizer_settings(beside)
+                settings = read_plain(beside)
         else:
             assert new is not None, "a model is new or comes from a folder"
             documents = read_documents(
@@ -337,18 +338,3 @@ def _seen(place: Path) -> list[tuple[str, int, int]]:
 
 def _size_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-
-
-def _tokenizer_settings(file: Path) -> dict[str, Any]:
-    """What stands beside a tokenizer.json. Raises `ModelError` when it asks to run code of its own."""
-    settings = read_json(file, error=ConfigError, code="recipe.tokenizer")
-    if not isinstance(settings, dict):
-        raise ConfigError("recipe.tokenizer", f"{file.name} is no table", where=str(file), fix="restore the file")
-    if "auto_map" in settings:
-        raise ModelError(
-            "model.remote-code",
-            f"{file.name} asks to run code that came with the tokenizer (auto_map)",
-            where=str(file),
-            fix="longspan never runs it: use a tokenizer.json without that, in a folder of its own",
-        )
-    return settings

@@ -4,7 +4,7 @@ import dataclasses
 
 from report_samples import evaluation, step
 
-from longspan.records import PositionBin
+from longspan.records import Cell, Evaluation, PositionBin
 from longspan.report.tables import Rate, needle_tables, position_table, stage_table, tiles
 
 
@@ -55,3 +55,14 @@ def test_tiles_compare_the_same_length_and_the_same_positions() -> None:
 def test_tiles_of_a_run_that_measured_nothing_and_kept_the_length() -> None:
     (context,) = tiles([], trained_length=512, length=512, seconds={})
     assert (context.was, context.value, context.remark) == ("512", "512", "")
+
+
+def test_the_headline_speaks_of_the_main_probe_alone() -> None:
+    cells = tuple(
+        Cell(probe=probe, length=length, depth=0.5, hits=hits, trials=10)
+        for probe, length, hits in (("pack/needle", 1024, 1), ("needle", 512, 9), ("needle", 1024, 8))
+    )
+    after = Evaluation(name="after", model="m", cells=cells, bins=(), seconds=1.0)
+    tile = tiles([after], trained_length=512, length=1024, seconds={})[1]
+    assert (tile.label, tile.value) == ("Needles found at 1,024", "80 %")
+    assert tile.remark.startswith("8 of 10")
