@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from longspan.records import StepMetrics
 
 OK, MISTAKE, BUG, STORAGE, AGAIN = 0, 2, 70, 74, 75
+RECIPE_VERBS = ("run", "train", "eval", "export", "report")  # take a recipe and overrides, and a help of their own
 
 HELP = """\
 usage: longspan VERB [ARGUMENTS] [--json]
@@ -94,7 +95,7 @@ def _told(error: LongspanError) -> tuple[int, dict[str, Any]]:
 
 def _dispatch(verb: str, words: list[str], *, as_json: bool) -> tuple[int, dict[str, Any]]:
     verbs: dict[str, Callable[[list[str], bool], tuple[int, dict[str, Any]]]] = {
-        **dict.fromkeys(("run", "train", "eval", "export", "report"), lambda w, j: _recipe_verb(verb, w, as_json=j)),
+        **dict.fromkeys(RECIPE_VERBS, lambda w, j: _recipe_verb(verb, w, as_json=j)),
         "init": _init,
         "schema": _schema,
         "doctor": _doctor,
@@ -102,7 +103,7 @@ def _dispatch(verb: str, words: list[str], *, as_json: bool) -> tuple[int, dict[
     }
     if verb not in verbs:
         raise ConfigError("cli.verb", f"no verb {verb!r}", where="longspan", fix=_choose(verb, list(verbs)))
-    if verb not in ("run", "train", "eval", "export", "report") and {"-h", "--help"} & set(words):
+    if verb not in RECIPE_VERBS and {"-h", "--help"} & set(words):
         print(_usage(verb))
         return OK, {"status": "ok"}
     return verbs[verb](words, as_json)

@@ -8,11 +8,10 @@ import torch
 
 from longspan.model.decoder import Decoder
 from longspan.model.families.base import family_named, family_of
-from longspan.model.folder import COMPANIONS, NewFolder, find_tensors, json_bytes, read_config, safe_path
+from longspan.model.folder import COMPANIONS, NewFolder, find_tensors, json_bytes, read_config, read_plain, safe_path
 from longspan.model.tensorfile import Entry, Held
 from longspan.rope.export import config_rope, read_rope
 from longspan.utils.errors import ModelError
-from longspan.utils.files import read_json
 
 HEAD = "lm_head.weight"
 # Keys of a config that would say something untrue of a saved model. `config_rope` replaces the rotary ones.
@@ -146,6 +145,6 @@ def companions(source: Path, *, length: int) -> dict[str, bytes]:
     found = {name: safe_path(source, name) for name in COMPANIONS if (source / name).exists()}
     files = {name: path.read_bytes() for name, path in found.items()}
     if "tokenizer_config.json" in found:
-        settings = read_json(found["tokenizer_config.json"], error=ModelError, code="model.config")
+        settings = read_plain(found["tokenizer_config.json"])
         files["tokenizer_config.json"] = json_bytes({**settings, "model_max_length": length})
     return files

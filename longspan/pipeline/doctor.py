@@ -93,7 +93,7 @@ def _kernels(device: torch.device) -> Check:
     dtype, limit = (torch.bfloat16, 0.03) if device.type == "cuda" else (torch.float32, 1e-4)
     try:
         error = attention_error(device, dtype)
-    except (RuntimeError, NotImplementedError) as cause:
+    except RuntimeError as cause:  # what torch raises, a kernel that it lacks included
         return Check(name=f"attention on {device}", ok=False, detail=str(cause).splitlines()[0], fix=fix)
     detail = f"differs from the reference by {error:.1e} of its largest value (limit {limit:g})"
     return Check(name=f"attention on {device}", ok=error <= limit, detail=detail, fix=fix)
