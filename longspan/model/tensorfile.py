@@ -20,7 +20,8 @@ from longspan.utils.files import storage_errors, without_duplicates
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
+CODES = {"U8": torch.uint8}  # of an optimizer's states, never of a model
+NAMES = {dtype: name for name, dtype in (DTYPES | CODES).items()}
 
 
 @runtime_checkable
@@ -47,6 +48,11 @@ class Held:
     def shape(self) -> tuple[int, ...]:
         """Sizes."""
         return tuple(self.tensor.shape)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Its own type, in which `write_tensors` writes it unless told another."""
+        return self.tensor.dtype
 
     def read(self) -> Tensor:
         """The tensor itself."""
@@ -101,25 +107,26 @@ def _is_sizes(value: object) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(size) is int and 0 <= size < 2**63 for size in value)
 
 
-def read_entries(path: Path) -> dict[str, Entry]:
+def read_entries(path: Path, *, codes: bool = False) -> dict[str, Entry]:
     """Every tensor of a file by name, without reading its weights.
 
-    Raises `ModelError` when the header is no header, a tensor is of another type than float32, float16 or bfloat16,
-    sizes and byte ranges disagree, or the file is shorter or longer than its header says.
+    Raises `ModelError` when the header is no header, a tensor is of another type than float32, float16 or bfloat16
+    (with `codes`: or bytes), sizes and byte ranges disagree, or the file is shorter or longer than its header says.
     """
+    known = DTYPES | CODES if codes else DTYPES
     header, data_start = _read_header(path)
     entries, ranges = {}, []
     for name, record in header.items():
         if not isinstance(record, dict) or not _is_sizes(record.get("shape")):
             raise _damaged(path, f"no shape for {name!r}")
-        if str(record.get("dtype")) not in DTYPES:
+        if str(record.get("dtype")) not in known:
             raise ModelError(
                 "model.dtype",
-                f"{name} is of type {record.get('dtype')!r}; supported are {', '.join(DTYPES)}",
+                f"{name} is of type {record.get('dtype')!r}; supported are {', '.join(known)}",
                 where=str(path),
                 fix="use the model's bfloat16, float16 or float32 weights",
             )
-        dtype, span = DTYPES[record["dtype"]], record.get("data_offsets")
+        dtype, span = known[record["dtype"]], record.get("data_offsets")
         if not _is_sizes(span) or len(span) != 2 or span[1] - span[0] != math.prod(record["shape"]) * dtype.itemsize:
             raise _damaged(path, f"the byte range of {name!r} does not fit its shape")
         entries[name] = Entry(path, dtype, tuple(record["shape"]), data_start + span[0])
@@ -135,10 +142,10 @@ def read_entries(path: Path) -> dict[str, Entry]:
     return entries
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Stored], *, dtype: torch.dtype) -> str:
+def write_tensors(path: Path, tensors: Mapping[str, Stored], *, dtype: torch.dtype | None) -> str:
     """Write a new file durably, tensor by tensor in the order given, and return its sha256, formed on the way.
 
-    The bytes depend on names, values and `dtype` alone.
+    The bytes depend on names, values and `dtype` alone; None leaves every tensor, all of them `Held`, in its own type.
     Raises `ModelError` when a value is NaN or infinite in `dtype`, `StorageError` when the disk cannot take it.
     """
     digest = hashlib.sha256()
@@ -147,12 +154,13 @@ def write_tensors(path: Path, tensors: Mapping[str, Stored], *, dtype: torch.dty
         digest.update(header)
         file.write(header)
         for name, stored in tensors.items():
-            tensor = stored.read().detach().to("cpu", dtype).contiguous()
+            own = _dtype(stored, dtype)
+            tensor = stored.read().detach().to("cpu", own).contiguous()
             assert tuple(tensor.shape) == stored.shape
             if not torch.isfinite(tensor).all():
                 raise ModelError(
                     "model.not-finite",
-                    f"{name} is not finite in {str(dtype).removeprefix('torch.')}",
+                    f"{name} is not finite in {str(own).removeprefix('torch.')}",
                     where=str(path),
                     fix="save in float32 or bfloat16; if that fails too, go back to an earlier checkpoint",
                 )
@@ -164,19 +172,27 @@ def write_tensors(path: Path, tensors: Mapping[str, Stored], *, dtype: torch.dty
     return digest.hexdigest()
 
 
-def file_bytes(tensors: Mapping[str, Stored], dtype: torch.dtype) -> int:
+def file_bytes(tensors: Mapping[str, Stored], dtype: torch.dtype | None) -> int:
     """The size of the file that `write_tensors` would write."""
     header, data_bytes = _layout(tensors, dtype)
     return len(header) + data_bytes
 
 
-def _layout(tensors: Mapping[str, Stored], dtype: torch.dtype) -> tuple[bytes, int]:
+def _dtype(stored: Stored, dtype: torch.dtype | None) -> torch.dtype:
+    if dtype is not None:
+        return dtype
+    assert isinstance(stored, Held), "only what is in memory has a type of its own"
+    return stored.dtype
+
+
+def _layout(tensors: Mapping[str, Stored], dtype: torch.dtype | None) -> tuple[bytes, int]:
     """The file up to its first tensor, and the bytes of all tensors."""
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, stored in tensors.items():
-        start, end = end, end + math.prod(stored.shape) * dtype.itemsize
-        entries[name] = {"dtype": NAMES[dtype], "shape": list(stored.shape), "data_offsets": [start, end]}
+        own = _dtype(stored, dtype)
+        start, end = end, end + math.prod(stored.shape) * own.itemsize
+        entries[name] = {"dtype": NAMES[own], "shape": list(stored.shape), "data_offsets": [start, end]}
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8, so that readers may map them
     return len(text).to_bytes(8, "little") + text, end

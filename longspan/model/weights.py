@@ -98,9 +98,17 @@ def save(
 
     `dtype` None keeps the decoder's. The folder must be new or empty and appears whole or not at all; equal decoders
     give equal bytes. Memory above the model: about twice its largest tensor. Raises `ModelError` when the folder holds
-    something, when a weight is not finite in `dtype`, or when the family has no words for the decoder's shape.
+    something, when a weight is not finite in `dtype`, when the family has no words for the decoder's shape, or when
+    there are adapters, for which such a folder has no place.
     """
     folder, shape = Path(folder), decoder.shape
+    if decoder.adapters:
+        raise ModelError(
+            "model.adapters",
+            f"the decoder carries {len(decoder.adapters)} adapters, which a model folder cannot hold",
+            where=str(folder),
+            fix="merge them first with merge_lora, or write them alone with save_adapter",
+        )
     family = family_named(shape.family)
     written = family.config(shape)
     if family.shape(written) != shape:

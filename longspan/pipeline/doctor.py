@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from longspan.attention.functional import Need
 from longspan.attention.kernels import attend
 from longspan.attention.reference import reference_attention
+from longspan.attention.selection import verdicts
 from longspan.pipeline.proof import largest
 
 NEEDED_PYTHON, NEEDED_TORCH = (3, 11), (2, 11)
@@ -46,6 +48,7 @@ def examine(folder: Path) -> tuple[Check, ...]:
         _memory(),
         _disk(folder),
         *(_kernels(device) for device in _available()),
+        *(_engine_kernels(device) for device in _available()),
         *(_optional(package, use) for package, use in OPTIONAL.items()),
     )
 
@@ -97,6 +100,27 @@ def _kernels(device: torch.device) -> Check:
         return Check(name=f"attention on {device}", ok=False, detail=str(cause).splitlines()[0], fix=fix)
     detail = f"differs from the reference by {error:.1e} of its largest value (limit {limit:g})"
     return Check(name=f"attention on {device}", ok=error <= limit, detail=detail, fix=fix)
+
+
+def _engine_kernels(device: torch.device) -> Check:
+    """Which kernel the engine takes for what, and which of those that fit failed their self-test."""
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    common: dict[str, Any] = {"device": device, "dtype": dtype, "head_dim": 128, "ratio": 4}
+    needs = {
+        "long rows": Need(**common),
+        "documents": Need(**common, short=True),
+        "windows": Need(**common, window=True, short=True),
+    }
+    chosen, faults = [], []
+    for form, need in needs.items():
+        found = verdicts(need)
+        sound = [verdict.kernel.name for verdict in found if not verdict.reason]
+        chosen.append(f"{form}: {sound[0] if sound else 'none'}")
+        fitting = (verdict for verdict in found if verdict.reason and verdict.kernel.reason_against(need) is None)
+        faults += [f"{verdict.kernel.name} fails on {form}: {verdict.reason}" for verdict in fitting]
+    ok = not any(line.endswith(": none") for line in chosen)
+    detail = "; ".join([", ".join(chosen), *faults])
+    return Check(name=f"engine on {device}", ok=ok, detail=detail, fix="reinstall torch for this machine")
 
 
 def attention_error(device: torch.device, dtype: torch.dtype) -> float:

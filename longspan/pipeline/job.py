@@ -18,6 +18,7 @@ from longspan.data.store import TokenStore
 from longspan.data.tokenize import END_OF_TEXT, load_tokenizer, train_tokenizer
 from longspan.model.decoder import Decoder
 from longspan.model.folder import read_plain
+from longspan.model.lora import add_lora
 from longspan.model.weights import load
 from longspan.pipeline.observer import Observer, Stop
 from longspan.pipeline.recipe import Recipe
@@ -54,6 +55,8 @@ class Job:
         recipe.check_paths()
         job = cls(recipe, RunFolder(recipe.output), observer, stop)
         job.device, job.plans  # noqa: B018 - looked at for the errors that they raise
+        if recipe.lora is not None:
+            recipe.lora.check(job.start[0])
         if recipe.tracking is not None:
             recipe.tracking.require()
         with job.folder.opened(recipe):
@@ -141,7 +144,10 @@ class Job:
         return identity
 
     def base(self) -> Decoder:
-        """The decoder before training, float32, on the device; a new one depends on the seed alone."""
+        """The decoder before training, float32, on the device; what is new of it depends on the seed alone.
+
+        Adapters are on it if the recipe asks for them, and change nothing yet.
+        """
         model = self.recipe.model.folder
         if model is not None:
             decoder = load(model, device=str(self.device))
@@ -149,19 +155,23 @@ class Job:
             decoder = Decoder(*self.start)
             decoder.initialise(self.recipe.seed)
             decoder = decoder.to(self.device)
+        if self.recipe.lora is not None:
+            add_lora(decoder, self.recipe.lora, self.recipe.seed)
         if model is None or self.recipe.data.tokenizer is not None:
             decoder.source = self.folder.path  # its tokenizer files are the ones that belong to this run
         return decoder
 
     def require_space(self) -> None:
         """Raise `StorageError` unless what is still to be written of checkpoints and export will fit."""
-        weights, train = self.start[0].parameters, self.folder.mark("train")
+        lora, weights, train = self.recipe.lora, self.start[0].parameters, self.folder.mark("train")
+        trained = weights if lora is None else lora.trained_parameters(self.start[0])
         need_bytes = 0
         if train is None or not train.done:
             kept = self.recipe.train.keep_checkpoints + 1  # and one being written
-            need_bytes += max(0, kept * STATE_BYTES * weights - _size_bytes(self.folder.checkpoints))
+            need_bytes += max(0, kept * STATE_BYTES * trained - _size_bytes(self.folder.checkpoints))
         if not self.folder.export.exists():
             need_bytes += weights * getattr(torch, self.recipe.export.dtype).itemsize
+            need_bytes += 0 if lora is None else trained * torch.float32.itemsize
         free_bytes = shutil.disk_usage(self.folder.path).free
         if free_bytes < need_bytes:
             raise StorageError(

@@ -8,6 +8,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from longspan.config import Settings, any_kind
 from longspan.data.settings import DataSettings, Mix, MixPart
+from longspan.model.settings import LoraSettings
 from longspan.pipeline.mistakes import explain
 from longspan.pipeline.source import read_source
 from longspan.shape import ModelShape
@@ -146,6 +147,7 @@ class Recipe(Settings):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     output: Path
     model: ModelChoice
+    lora: LoraSettings | None = None
     data: DataSettings
     stages: Annotated[tuple[Stage, ...], Field(min_length=1, max_length=64)]
     train: TrainSettings = TrainSettings()
@@ -153,6 +155,12 @@ class Recipe(Settings):
     export: ExportChoice = ExportChoice()
     tracking: TrackerChoice | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    @model_validator(mode="after")
+    def _adapters_have_a_base(self) -> Self:
+        if self.lora is not None and self.model.new is not None:
+            raise ValueError("lora adapts a model that is trained already; leave it out with [model.new]")
+        return self
 
     @classmethod
     def read(cls, path: Path | str) -> "Recipe":
@@ -195,7 +203,8 @@ class Recipe(Settings):
         value["data"].pop("tokenizer")
         for source in value["data"]["sources"]:
             source.pop("path")
-        return {key: value[key] for key in ("seed", "model", "data", "stages")} | {"train": self.train.shaping}
+        lora = {} if self.lora is None else {"lora": value["lora"]}
+        return {key: value[key] for key in ("seed", "model", "data", "stages")} | lora | {"train": self.train.shaping}
 
     def check_paths(self) -> None:
         """Look whether everything that the recipe names exists, before long work.

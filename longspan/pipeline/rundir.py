@@ -42,6 +42,7 @@ class RunFolder:
     tracking/              the tracker's own files, and id.json, which tells this run from others of its name
     eval/                  before.json and after.json, and a .rows.jsonl beside each with every answer
     export/                the Hugging Face folder
+    adapter/               the adapters alone, in PEFT's format, when the recipe asks for LoRA
     export.json            how far transformers' logits are from ours
     report.html            the page
     heatmaps.svg           its heat maps alone
@@ -62,6 +63,7 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.tracking = path / "tracking"
         self.export = path / "export"
+        self.adapter = path / "adapter"
         self.proof = path / "export.json"
         self.report = path / "report.html"
         self.heatmaps = path / "heatmaps.svg"

@@ -18,6 +18,8 @@ from longspan.eval.desk import Material
 from longspan.eval.evaluate import check
 from longspan.eval.evaluate import evaluate as evaluate_decoder
 from longspan.model.decoder import Decoder
+from longspan.model.lora import merge_lora
+from longspan.model.peft import save_adapter
 from longspan.model.weights import save
 from longspan.pipeline.figures import summary
 from longspan.pipeline.job import Job
@@ -95,11 +97,12 @@ def evaluate(recipe: Recipe, when: str, *, observer: Observer = SILENT, stop: St
 
 
 def export(recipe: Recipe, *, observer: Observer = SILENT, stop: Stop = never) -> dict[str, Any]:
-    """Write the trained model as a Hugging Face folder and prove it. Raises as `run` does."""
+    """Write the trained model as a Hugging Face folder, adapters merged, and prove it. Raises as `run` does."""
     with Job.opened(recipe, observer=observer, stop=stop) as job:
         _export(job)
         proof = read_json(job.folder.proof)
-        return {"run": str(job.folder.path), "export": str(job.folder.export), **proof}
+        adapter = {} if recipe.lora is None else {"adapter": str(job.folder.adapter)}
+        return {"run": str(job.folder.path), "export": str(job.folder.export), **adapter, **proof}
 
 
 def report(recipe: Recipe, *, observer: Observer = SILENT, stop: Stop = never) -> dict[str, Any]:
@@ -263,23 +266,31 @@ def _tracking(job: Job) -> Tracking | None:
 
 
 def _export(job: Job) -> None:
-    """The Hugging Face folder, written beside its place, proven, then moved there."""
-    fresh = job.folder.path / ".export-new"
+    """The Hugging Face folder, and that of the adapters, written beside their places, proven, then moved there."""
+    base, written = job.recipe.model.folder, [job.folder.export]
+    if job.recipe.lora is not None:
+        written.append(job.folder.adapter)
+    fresh = {final: final.with_name(f".{final.name}-new") for final in written}
 
     def work() -> None:
         decoder, _ = job.trained()
         dtype = getattr(torch, job.recipe.export.dtype)
-        with storage_errors(fresh):
-            shutil.rmtree(fresh, ignore_errors=True)
-        save(decoder, fresh, dtype=dtype)
-        write_json(job.folder.proof, _proven(job, fresh, decoder, dtype))
-        with storage_errors(job.folder.export):
-            shutil.rmtree(job.folder.export, ignore_errors=True)
-            fresh.rename(job.folder.export)
+        for folder in fresh.values():
+            with storage_errors(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+        if job.folder.adapter in fresh:
+            save_adapter(decoder, fresh[job.folder.adapter], base=str(base))
+            merge_lora(decoder)
+        save(decoder, fresh[job.folder.export], dtype=dtype)
+        write_json(job.folder.proof, _proven(job, fresh[job.folder.export], decoder, dtype))
+        for final, folder in fresh.items():
+            with storage_errors(final):
+                shutil.rmtree(final, ignore_errors=True)
+                folder.rename(final)
 
     job.require_trained()
     inputs = {**job.export_inputs, "provable": can_prove()}  # once transformers is there, it is written and checked
-    _once(job, "export", inputs, work, job.folder.export, job.folder.proof)
+    _once(job, "export", inputs, work, *written, job.folder.proof)
 
 
 def _proven(job: Job, folder: Path, decoder: Decoder, dtype: torch.dtype) -> dict[str, Any]:

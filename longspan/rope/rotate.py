@@ -38,10 +38,11 @@ def rotate(
 ) -> Float[Tensor, "b h S d"]:
     """Rotate the first 2·pairs dims of every head, pair i being dims (i, i + pairs); the rest passes unchanged.
 
-    The product is formed in float32 and returned in the type of `x`. This is the half-split order of Hugging Face.
+    The product is formed in float32 or wider and returned in the type of `x`, in the half-split order of Hugging Face.
     """
     pairs = cos.shape[-1]
     cos, sin = cos[:, None], sin[:, None]
-    first, second = x[..., :pairs].float(), x[..., pairs : 2 * pairs].float()
+    wide = torch.promote_types(x.dtype, torch.float32)
+    first, second = x[..., :pairs].to(wide), x[..., pairs : 2 * pairs].to(wide)
     rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
     return rotated if 2 * pairs == x.shape[-1] else torch.cat((rotated, x[..., 2 * pairs :]), dim=-1)

@@ -13,15 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from longspan.model.decoder import Decoder
-from longspan.model.tensorfile import Held, file_bytes, read_entries, write_tensors
+from longspan.model.tensorfile import Entry, Held, file_bytes, read_entries, write_tensors
 from longspan.rope.frequencies import Frequencies
-from longspan.train.optimizer import optimizer_tensors
+from longspan.train.optimizer import Updater
 from longspan.utils.errors import CheckpointError, StorageError
 from longspan.utils.files import fsync_folder, read_json, sha256, storage_errors, write_json
 from longspan.utils.values import canonical_sha256, differences
 
 SCHEMA = 1
-DTYPE = torch.float32  # weights and moments are float32 masters
 WEIGHTS, OPTIMIZER, MANIFEST, LATEST = "model.safetensors", "optimizer.safetensors", "manifest.json", "latest.json"
 NAME = re.compile(r"step-(\d{6,})")
 LISTED_DIFFERENCES = 12
@@ -50,21 +49,22 @@ class Checkpoint:
     identity: dict[str, Any]  # the recipe, data and starting model it was made with, as the store was given them
     versions: dict[str, Any]  # of packages and machine, its device and threads included
 
-    def restore(self, decoder: Decoder, optimizer: torch.optim.AdamW | None = None) -> None:
-        """Put the saved weights, position frequencies and, when one is given, optimizer state into place.
+    def restore(self, decoder: Decoder, updater: Updater | None = None) -> None:
+        """Put the saved weights, position frequencies and, when one is given, the optimizer's states into place.
 
-        Raises `CheckpointError` when names or shapes are those of another model.
+        Weights that require no gradient are not part of a checkpoint and stay as they are.
+        Raises `CheckpointError` when names, shapes or types are those of another model.
         """
-        self._fill(WEIGHTS, dict(decoder.named_parameters()))
-        if optimizer is not None:
-            self._fill(OPTIMIZER, optimizer_tensors(optimizer, decoder))
+        self._fill(WEIGHTS, _trained(decoder))
+        if updater is not None:
+            self._fill(OPTIMIZER, updater.tensors())
         decoder.frequencies = self.frequencies
 
     @torch.no_grad()
     def _fill(self, file: str, tensors: Mapping[str, Tensor]) -> None:
-        entries = read_entries(self.folder / file)
-        saved = {name: str(entry.shape) for name, entry in entries.items()}
-        wanted = {name: str(tuple(tensor.shape)) for name, tensor in tensors.items()}
+        entries = read_entries(self.folder / file, codes=file == OPTIMIZER)
+        saved = {name: _form(entry) for name, entry in entries.items()}
+        wanted = {name: _form(Held(tensor)) for name, tensor in tensors.items()}
         if saved != wanted:
             _refuse("model", differences(saved, wanted), self.folder / file)
         for name, entry in entries.items():
@@ -96,7 +96,7 @@ class CheckpointStore:
         self._warn = warn
         self._verified: dict[Path, Checkpoint] = {}
 
-    def prepare(self, decoder: nn.Module, optimizer: torch.optim.AdamW) -> None:
+    def prepare(self, decoder: nn.Module, updater: Updater) -> None:
         """Before training: drop what a kill left half-written, and make sure that the disk has room.
 
         Raises `StorageError` (`storage.space`) unless one checkpoint more than are kept will fit.
@@ -105,7 +105,7 @@ class CheckpointStore:
             self.folder.mkdir(parents=True, exist_ok=True)
             for leftover in self.folder.glob("*.tmp-*"):
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-            each_bytes = sum(file_bytes(tensors, DTYPE) for tensors in _files(decoder, optimizer).values())
+            each_bytes = sum(file_bytes(tensors, None) for tensors in _files(decoder, updater).values())
             have_bytes = sum(file.stat().st_size for folder in self._folders() for file in folder.iterdir())
             free_bytes = shutil.disk_usage(self.folder).free
         need_bytes = (self._keep + 1) * each_bytes - have_bytes
@@ -133,7 +133,7 @@ class CheckpointStore:
             return checkpoint
         return None
 
-    def save(self, progress: Progress, *, decoder: Decoder, optimizer: torch.optim.AdamW) -> Checkpoint:
+    def save(self, progress: Progress, *, decoder: Decoder, updater: Updater) -> Checkpoint:
         """Write the state durably, verify it, move `latest.json`, and only then delete what is no longer kept.
 
         Raises `StorageError`; whatever was saved before is untouched then.
@@ -144,8 +144,8 @@ class CheckpointStore:
             with storage_errors(final):
                 temporary.mkdir(parents=True)
                 hashes = {
-                    name: write_tensors(temporary / name, tensors, dtype=DTYPE)
-                    for name, tensors in _files(decoder, optimizer).items()
+                    name: write_tensors(temporary / name, tensors, dtype=None)
+                    for name, tensors in _files(decoder, updater).items()
                 }
             files = {name: {"bytes": (temporary / name).stat().st_size, "sha256": hashes[name]} for name in hashes}
             self._write_manifest(temporary, progress, decoder, files)
@@ -260,11 +260,16 @@ def _step_of(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
 
 
-def _files(decoder: nn.Module, optimizer: torch.optim.AdamW) -> dict[str, dict[str, Held]]:
-    state: dict[str, Mapping[str, Tensor]] = {
-        WEIGHTS: dict(decoder.named_parameters()),
-        OPTIMIZER: optimizer_tensors(optimizer, decoder),
-    }
+def _trained(decoder: nn.Module) -> dict[str, Tensor]:
+    return {name: weight for name, weight in decoder.named_parameters() if weight.requires_grad}
+
+
+def _form(tensor: Held | Entry) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tensor.shape}"
+
+
+def _files(decoder: nn.Module, updater: Updater) -> dict[str, dict[str, Held]]:
+    state: dict[str, Mapping[str, Tensor]] = {WEIGHTS: _trained(decoder), OPTIMIZER: updater.tensors()}
     return {file: {name: Held(tensor) for name, tensor in tensors.items()} for file, tensors in state.items()}
 
 

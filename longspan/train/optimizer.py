@@ -1,38 +1,197 @@
-"""AdamW over a decoder's float32 weights, and its state as named tensors."""
+"""Updates of a decoder's trained weights: after the backward pass or inside it, states on the device or on the host."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from longspan.train.hoststates import HostStates
+from longspan.train.optimizers.base import Piece, Rule
 from longspan.train.settings import TrainSettings
+from longspan.utils.errors import ConfigError
 
-MOMENTS = ("exp_avg", "exp_avg_sq")  # as torch names the running means of the gradient and of its square
+TILE = 2**25  # numbers of a weight that are updated at once, so that what visits the device is small
+COUNT = "step"  # as checkpoints name a weight's number of updates
 
 
-def build_optimizer(decoder: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
-    """AdamW; weight decay pulls on the matrices of the blocks and the head, not on norms, biases or the embedding.
+class Updater:
+    """Changes the trained weights of a decoder by gradients, and holds the states that this takes.
 
-    The learning rate is set anew in every step. Source: arXiv:1711.05101, algorithm 2.
+    Trained are the parameters that require a gradient when the updater is made. Weight decay pulls on the matrices of
+    the blocks and the head, not on norms, biases or the embedding.
     """
-    decayed: list[Tensor] = []
-    free: list[Tensor] = []
-    for name, weight in decoder.named_parameters():
-        assert weight.dtype == torch.float32, f"{name} must be a float32 master weight"
-        (decayed if weight.ndim >= 2 and not name.startswith("embed.") else free).append(weight)
-    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": free, "weight_decay": 0.0}]
-    fused = next(decoder.parameters()).is_cuda
-    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=settings.betas, eps=settings.epsilon, fused=fused)
-    for weight in decoder.parameters():
+
+    def __init__(self, decoder: nn.Module, rule: Rule, settings: TrainSettings) -> None:
+        self._rule, self._clip, self._choice = rule, settings.clip, settings.optimizer
+        self._weights = {name: weight for name, weight in decoder.named_parameters() if weight.requires_grad}
+        self._names = {weight: name for name, weight in self._weights.items()}
+        dtype = getattr(torch, self._choice.weight_dtype)
+        self._decay = {}
+        for name, weight in self._weights.items():
+            if weight.dtype != dtype:
+                raise _other_dtype(name, weight, self._choice.weight_dtype)
+            assert weight.is_contiguous(), f"{name} is updated as one run of numbers"
+            if dtype != torch.float32:
+                weight.grad_dtype = torch.float32  # micro-batches are added up unrounded
+            self._decay[name] = settings.weight_decay if weight.ndim >= 2 and not name.startswith("embed.") else 0.0
+        self._counts = {name: torch.zeros(()) for name in self._weights}
         # Made here and not in the first step, so that memory and checkpoint sizes are known from the start.
-        # A fused optimizer counts its updates on the device, the plain one on the host.
-        count = torch.zeros((), device=weight.device if fused else "cpu")
-        optimizer.state[weight] = {"step": count} | {moment: torch.zeros_like(weight) for moment in MOMENTS}
-    return optimizer
+        if self._choice.states == "host":
+            self._host: HostStates | None = HostStates(rule, self._weights)
+            self._states = self._host.states
+        else:
+            self._host = None
+            self._states = {name: rule.states(weight.detach()) for name, weight in self._weights.items()}
+        rule.check(self._trial())
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """The trained parameters."""
+        return list(self._weights.values())
+
+    @property
+    def inside_pass(self) -> bool:
+        """Whether weights change inside the backward pass, by `inside`, and not after it, by `step`."""
+        return self._choice.update == "inside"
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The live states by names like `exp_avg/blocks.0.q.weight`; `step/…` counts a weight's updates.
+
+        They may be read and written until the next update.
+        """
+        if self._host is not None:
+            self._host.settle()
+        found = {f"{COUNT}/{name}": count for name, count in self._counts.items()}
+        for key in self._rule.keys:
+            found |= {f"{key}/{name}": states[key] for name, states in self._states.items() if key in states}
+        return found
+
+    def zero(self) -> None:
+        """Forget all gradients."""
+        for weight in self._weights.values():
+            weight.grad = None
+
+    def step(self, rate: float) -> float:
+        """Clip the gradients by their norm, update every weight that has one, and return the norm before clipping.
+
+        Nothing changes when the norm is not finite.
+        """
+        given = {name: weight.grad for name, weight in self._weights.items() if weight.grad is not None}
+        if self._clip is None:
+            norm = float(torch.nn.utils.get_total_norm(given.values()))
+        else:
+            norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self._clip))
+        if math.isfinite(norm):
+            self._update(given, rate)
+        return norm
+
+    def inside(self, rate: float) -> "Inside":
+        """What one backward pass hands its gradients to, group by group; each updates its weights at once."""
+        assert self._clip is None, "the norm of all gradients is not known inside the backward pass"
+        return Inside(self, rate)
+
+    def apply(self, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor], rate: float) -> None:
+        """Update these weights by these gradients, unclipped."""
+        self._update({self._names[p]: gradient for p, gradient in zip(parameters, gradients, strict=True)}, rate)
+
+    def close(self) -> None:
+        """Forget gradients and give host memory back; the updater is not used afterwards."""
+        self.zero()
+        if self._host is not None:
+            self._host.close()
+
+    def _update(self, gradients: dict[str, Tensor], rate: float) -> None:
+        pieces = [piece for name, gradient in gradients.items() for piece in self._pieces(name, gradient)]
+        if self._host is not None:
+            self._host.visit(pieces, lambda piece: self._rule.update([piece], rate))
+        elif pieces:
+            self._rule.update(pieces, rate)
+        for name in gradients:
+            self._counts[name] += 1
+
+    def _pieces(self, name: str, gradient: Tensor) -> Iterable[Piece]:
+        """The weight's tiles; one that fits into a tile is one piece."""
+        flat, gradient = self._weights[name].detach().view(-1), gradient.detach().reshape(-1)
+        states = {key: state.view(-1) for key, state in self._states[name].items()}
+        count, numbers = float(self._counts[name]), len(flat)
+        for start in range(0, numbers, TILE):
+            end = min(start + TILE, numbers)
+            yield Piece(
+                key=f"{name}[{start}]",
+                weight=flat[start:end],
+                gradient=gradient[start:end],
+                states={
+                    key: state[start * len(state) // numbers : end * len(state) // numbers]
+                    for key, state in states.items()
+                },
+                count=count,
+                decay=self._decay[name],
+            )
+
+    def _trial(self) -> list[Piece]:
+        """Pieces like those of the first update; only the smallest weight's are there in memory of its own."""
+        name, weight = min(self._weights.items(), key=lambda entry: entry[1].numel())
+        device = weight.device
+        return [
+            replace(
+                piece,
+                weight=piece.weight.clone(),
+                states={key: state.to(device, copy=True) for key, state in piece.states.items()},
+            )
+            for piece in self._pieces(name, torch.zeros_like(weight, dtype=torch.float32))
+        ]
 
 
-def optimizer_tensors(optimizer: torch.optim.AdamW, decoder: nn.Module) -> dict[str, Tensor]:
-    """The optimizer's live state by names like `exp_avg/blocks.0.q.weight`; `step/…` counts a weight's updates."""
-    return {
-        f"{key}/{name}": optimizer.state[weight][key]
-        for key in ("step", *MOMENTS)
-        for name, weight in decoder.named_parameters()
-    }
+class Inside:
+    """Takes the gradients of one backward pass; call it with a group of parameters and their float32 gradients.
+
+    A group whose gradients are not all finite is left out, and counted in `skipped`. Gradients are not kept.
+    """
+
+    def __init__(self, updater: Updater, rate: float) -> None:
+        self._updater, self._rate = updater, rate
+        self._left = set(updater.parameters)
+        self._squares = 0.0
+        self.updated = self.skipped = 0  # groups
+
+    def __call__(self, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor]) -> None:
+        """Update these weights now; each comes once in a pass."""
+        assert self._left.issuperset(parameters), "a weight comes once, and only a trained one"
+        self._left.difference_update(parameters)
+        norm = float(torch.nn.utils.get_total_norm(gradients))
+        self._squares += norm * norm
+        if math.isfinite(norm):
+            self._updater.apply(parameters, gradients, self._rate)
+            self.updated += 1
+        else:
+            self.skipped += 1
+
+    @property
+    def complete(self) -> bool:
+        """Whether every trained weight has come."""
+        return not self._left
+
+    @property
+    def norm(self) -> float:
+        """The norm of all gradients that came; NaN when none did."""
+        return math.sqrt(self._squares) if self.updated + self.skipped else math.nan
+
+
+def _other_dtype(name: str, weight: Tensor, wanted: str) -> ConfigError:
+    have = str(weight.dtype).removeprefix("torch.")
+    return ConfigError(
+        "optimizer.dtype",
+        f"{name} is to be trained and is {have}; this optimizer trains {wanted} weights",
+        where="train.optimizer.kind",
+        fix='adapters need kind = "adamw"; without them, load the model in the type that the optimizer trains',
+    )
+
+
+def build_updater(decoder: nn.Module, settings: TrainSettings) -> Updater:
+    """The updater that the settings ask for.
+
+    Raises `ConfigError` when a package or a compiler that it needs is missing, or weights are of another type.
+    """
+    return Updater(decoder, settings.optimizer.rule(betas=settings.betas, epsilon=settings.epsilon), settings)

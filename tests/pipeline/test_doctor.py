@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from longspan.attention import selection
+from longspan.attention.functional import Cpu, Reference
 from longspan.pipeline import doctor
 
 
@@ -48,3 +50,35 @@ def test_a_missing_kernel_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "attend", missing)
     checks = [check for check in doctor.examine(Path()) if check.name == "attention on cpu"]
     assert (checks[0].ok, checks[0].detail) == (False, "no kernel for this device")
+
+
+def engine_check() -> doctor.Check:
+    return next(check for check in doctor.examine(Path()) if check.name == "engine on cpu")
+
+
+def test_the_kernels_of_the_engine_are_named() -> None:
+    found = engine_check()
+    assert (found.ok, found.detail) == (True, "long rows: cpu, documents: cpu, windows: cpu")
+
+
+class Wrong(Cpu):
+    """A kernel that pairs no head rightly."""
+
+    name = "wrong"
+
+    def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **options: Any) -> tuple[torch.Tensor, ...]:
+        return super().forward(q, k.flip(1), v.flip(1), **options)
+
+
+def test_a_kernel_that_fails_is_named_with_its_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selection, "KERNELS", (Wrong(), Reference()))
+    found = engine_check()
+    assert found.ok
+    assert found.detail.startswith(
+        "long rows: reference, documents: reference, windows: reference; wrong fails on long"
+    )
+
+
+def test_an_engine_without_kernels_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selection, "KERNELS", (Wrong(),))
+    assert engine_check().ok is False

@@ -5,32 +5,10 @@ import pytest
 import torch
 import toy_training
 from safetensors.torch import load_file
-from toy_training import batches, decoder, frequencies, plan, run, store, two_stages
+from toy_training import batches, decoder, frequencies, plan, run, store, train_in, two_stages
 
-from longspan.records import StepMetrics
-from longspan.train.loop import train
-from longspan.train.settings import TrainSettings
+from longspan.train.passes import plain_engine
 from longspan.utils.errors import Interrupted, LongspanError
-
-
-def train_in(folder, stages, *, batches=batches, hook=lambda: None, model=None, **settings):
-    model = model or decoder()
-    seen: list[StepMetrics] = []
-
-    def observe(metrics):
-        seen.append(metrics)
-        hook()
-
-    train(
-        model,
-        stages,
-        settings=TrainSettings(**settings),
-        batches=batches,
-        checkpoints=store(folder, keep=settings.get("keep_checkpoints", 2)),
-        observe=observe,
-        stop=lambda: False,
-    )
-    return model, seen
 
 
 def test_training_lowers_the_loss_on_a_fixed_pattern(tmp_path):
@@ -42,12 +20,17 @@ def test_training_lowers_the_loss_on_a_fixed_pattern(tmp_path):
 def test_frequencies_follow_the_stages(tmp_path):
     model, used = decoder(), []
 
-    def noting(stage, first_row, rows):
-        used.append((stage, model.frequencies.theta))
-        return batches(stage, first_row, rows)
+    def noting(stage):
+        plain = plain_engine(model)(stage)
 
-    train_in(tmp_path, two_stages(), batches=noting, model=model)
-    assert set(used) == {(0, 100.0), (1, 1000.0)}
+        def run(batch, **options):
+            used.append((stage.index, batch.tokens.shape[1], model.frequencies.theta))
+            return plain(batch, **options)
+
+        return run
+
+    train_in(tmp_path, two_stages(), model=model, engine=noting)
+    assert used == [(0, 8, 100.0)] * 8 + [(1, 16, 1000.0)] * 6
 
 
 def test_every_row_is_read_once_in_order(tmp_path):

@@ -1,13 +1,15 @@
 import json
+import subprocess
+import sys
 
 import pytest
-import torch
 from pydantic import ValidationError
-from toy_training import decoder, frequencies
+from toy_training import frequencies
 
-from longspan.train.optimizer import build_optimizer
+from longspan.config import kind_class, kinds
 from longspan.train.schedule import learning_rate
 from longspan.train.settings import TrainSettings
+from longspan.utils.errors import ConfigError
 
 
 def plan_of(settings: TrainSettings, *, length: int, rows_per_step: int = 8, steps: int = 40):
@@ -35,7 +37,15 @@ def test_every_stage_has_a_step_at_the_peak(share, steps, warmup_steps):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"keep_checkpoints": 1}, {"betas": [0.9, 1.0]}, {"clip_norm": 0.0}, {"final_share": 1.1}, {"beta": 1}]
+    "wrong",
+    [
+        {"keep_checkpoints": 1},
+        {"betas": [0.9, 1.0]},
+        {"clip_norm": 0.0},
+        {"final_share": 1.1},
+        {"beta": 1},
+        {"clip_norm": "off"},
+    ],
 )
 def test_impossible_settings_are_refused(wrong):
     with pytest.raises(ValidationError):
@@ -44,30 +54,60 @@ def test_impossible_settings_are_refused(wrong):
 
 def test_only_what_decides_the_weights_is_compared_with_a_checkpoint():
     plain = TrainSettings()
+    assert plain.shaping == TrainSettings.model_validate({"optimizer": {"kind": "adamw", "states": "host"}}).shaping
     assert plain.shaping == TrainSettings(save_every_steps=7, keep_checkpoints=9, max_skipped_steps=1).shaping
-    for change in ({"weight_decay": 0.2}, {"clip_norm": 2.0}, {"betas": (0.9, 0.99)}, {"warmup_share": 0.5}):
+    for change in ({"weight_decay": 0.2}, {"clip_norm": "none"}, {"betas": (0.9, 0.99)}, {"warmup_share": 0.5}):
         assert plain.shaping != TrainSettings(**change).shaping
+    assert plain.shaping != TrainSettings.model_validate({"optimizer": {"kind": "adamw8"}}).shaping
 
 
-def test_decay_pulls_on_matrices_but_not_on_the_embedding_norms_and_biases():
-    model = decoder()
-    optimizer = build_optimizer(model, TrainSettings(weight_decay=0.5))
-    decayed = {id(weight) for group in optimizer.param_groups if group["weight_decay"] for weight in group["params"]}
-    names = {name for name, weight in model.named_parameters() if id(weight) in decayed}
-    layers = ("q", "k", "v", "o", "gate", "up", "down")
-    assert names == {f"blocks.{layer}.{part}.weight" for layer in range(2) for part in layers}
+def test_settings_and_optimizers_are_read_without_torch():
+    code = (
+        "import sys; from longspan.train.settings import TrainSettings;"
+        "TrainSettings.model_validate({'optimizer': {'kind': 'adamw8'}}); sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_one_update_is_adamw_by_its_formula():
-    model = decoder()
-    settings = TrainSettings(betas=(0.8, 0.9), epsilon=1e-6, weight_decay=0.5)
-    optimizer = build_optimizer(model, settings)
-    weight = model.blocks[0].q.weight
-    before, gradient = weight.detach().clone().double(), torch.randn(weight.shape, generator=torch.manual_seed(3))
-    weight.grad = gradient
-    for group in optimizer.param_groups:
-        group["lr"] = 0.01
-    optimizer.step()
-    # in the first step the bias corrections cancel: mean = g, mean of squares = g²
-    wanted = before * (1 - 0.01 * 0.5) - 0.01 * gradient.double() / (gradient.double().abs() + 1e-6)
-    torch.testing.assert_close(weight.detach().double(), wanted, rtol=1e-5, atol=1e-7)
+@pytest.mark.parametrize("kind", kinds("longspan.train.optimizers"))
+def test_every_optimizer_has_a_name_and_defaults(kind):
+    settings = TrainSettings.model_validate_json(json.dumps({"optimizer": {"kind": kind}}))
+    assert type(settings.optimizer) is kind_class("longspan.train.optimizers", kind)
+    assert (settings.optimizer.states, settings.optimizer.update) == ("device", "after")
+    assert TrainSettings.model_validate_json(settings.model_dump_json()) == settings
+
+
+def test_bytes_of_a_trained_number():
+    """Float32 weight and two float32 moments; bfloat16 and two codes, with two float32 scales for 256 numbers."""
+    plain, small = (kind_class("longspan.train.optimizers", kind)() for kind in ("adamw", "adamw8"))
+    assert (plain.weight_bytes, plain.state_bytes, plain.checkpoint_bytes) == (4, 8, 12)
+    assert (small.weight_bytes, small.state_bytes, small.checkpoint_bytes) == (2, 2.03125, 4.03125)
+
+
+def test_updates_inside_the_backward_pass_refuse_clipping():
+    inside = {"optimizer": {"kind": "adamw", "update": "inside"}}
+    with pytest.raises(ValidationError, match='clip_norm = "none"'):
+        TrainSettings.model_validate(inside)
+    assert TrainSettings.model_validate(inside | {"clip_norm": "none"}).clip is None
+
+
+def test_updates_inside_the_backward_pass_refuse_accumulation():
+    values = {"optimizer": {"kind": "adamw", "update": "inside"}, "clip_norm": "none", "micro_batch_tokens": 1024}
+    settings = TrainSettings.model_validate(values)
+    assert plan_of(settings, length=512, rows_per_step=2).micro_rows == 2
+    with pytest.raises(ConfigError) as caught:
+        plan_of(settings, length=512, rows_per_step=3)
+    assert caught.value.code == "train.inside"
+    assert "batch_tokens of the stage to 1024" in caught.value.fix
+    assert "train.micro_batch_tokens to 1536" in caught.value.fix
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    kind_class("longspan.train.optimizers", "adamw")().require()
+    small = kind_class("longspan.train.optimizers", "adamw8")()
+    for ask in (small.require, lambda: small.rule(betas=(0.9, 0.95), epsilon=1e-8)):
+        with pytest.raises(ConfigError, match="torchao") as caught:
+            ask()
+        assert caught.value.code == "optimizer.missing"
+        assert "longspan[small]" in caught.value.fix

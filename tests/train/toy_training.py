@@ -111,6 +111,38 @@ def store(folder: Path, **changes) -> CheckpointStore:
     return CheckpointStore(folder / "checkpoints", **values | changes)
 
 
+def train_in(
+    folder: Path,
+    stages,
+    *,
+    batches=None,
+    hook=lambda: None,
+    model=None,
+    engine=None,
+    stop=lambda: False,
+    **settings,
+) -> tuple[Decoder, list[StepMetrics]]:
+    """Train a model in `folder` under the settings given; it and the metrics of every step come back."""
+    model = model or decoder()
+    seen: list[StepMetrics] = []
+
+    def observe(metrics):
+        seen.append(metrics)
+        hook()
+
+    train(
+        model,
+        stages,
+        settings=TrainSettings(**settings),
+        batches=batches or globals()["batches"],
+        checkpoints=store(folder, keep=settings.get("keep_checkpoints", 2)),
+        observe=observe,
+        stop=stop,
+        engine=engine,
+    )
+    return model, seen
+
+
 def run(
     folder: Path,
     *,

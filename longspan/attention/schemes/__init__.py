@@ -1,0 +1,1 @@
+"""Schemes: how one attention is spread over ranks, one file each."""

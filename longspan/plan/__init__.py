@@ -1,0 +1,1 @@
+"""What a step will cost before it runs: operations, bytes, seconds, and the choice made of them. No torch."""

@@ -1,0 +1,51 @@
+"""The machine as the planner sees it: bytes on every tier, and rates. `pipeline/machine.py` looks at the real one."""
+
+from dataclasses import dataclass, replace
+
+# Dense bf16 peaks in FLOP/s by a part of the device's name; the first that fits counts. Source: vendor's data sheets.
+PEAKS: tuple[tuple[str, float], ...] = (
+    ("B200", 2250e12),
+    ("GH200", 989e12),
+    ("H200 NVL", 835e12),
+    ("H200", 989e12),
+    ("H100 NVL", 835e12),
+    ("H100 PCIe", 756e12),
+    ("H100", 989e12),
+    ("H800", 989e12),
+    ("A100", 312e12),
+    ("A800", 312e12),
+    ("L40S", 362e12),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """Bytes that this process may take, and rates in units a second.
+
+    `device_bytes` is what can be allocated on the device. On a CPU it is main memory and `shared` is true: device and
+    host are then one and the same. `locked_bytes` is the limit of page-locked memory, None where there is none.
+    `peak_flops` is None for a device that is not in the table.
+    """
+
+    device: str
+    device_bytes: int
+    host_bytes: int
+    disk_bytes: int
+    locked_bytes: int | None = None
+    peak_flops: float | None = None
+    copy_bytes_per_second: float = 50e9
+    disk_bytes_per_second: float = 2e9
+    shared: bool = False
+
+    def limited(self, *, device_bytes: int | None = None, host_bytes: int | None = None) -> "Machine":
+        """The same machine with other limits, for one that shows less or more memory than may be used."""
+        return replace(
+            self,
+            device_bytes=self.device_bytes if device_bytes is None else device_bytes,
+            host_bytes=self.host_bytes if host_bytes is None else host_bytes,
+        )
+
+
+def peak_flops(device: str) -> float | None:
+    """Dense bf16 peak of a device by its name, in FLOP/s; None when it is not known."""
+    return next((peak for name, peak in PEAKS if name in device), None)

@@ -1,0 +1,351 @@
+"""Bytes that a step needs at its peak on every tier, as named parts, phase by phase.
+
+Each part is one line of `Parts`, written after the code that allocates it; the peak is the largest phase. Letters are
+those of docs/guide/words.md, with T tokens of the batch, t of a tile and E bytes of an activation.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+from longspan.engine.anchors import AnchorKey, anchor_keys
+from longspan.engine.settings import EngineChoice, Tier
+from longspan.plan.flops import attention_parameters, mlp_parameters
+from longspan.plan.workload import Workload
+from longspan.shape import ModelShape
+
+RING = 2  # buffers of a reader, and of what is written to another tier (engine/store.py)
+FILE_BUFFERS = 3  # host buffers of an anchor that lies in a file (engine/diskfile.py)
+UPDATE_TILE = 2**25  # weights that are updated at once (train/optimizer.py)
+WIDE = 4  # bytes of float32
+BATCH_BYTES = 28  # of a token: id, target and position in int64, weight in float32
+Bytes = dict[str, int]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a choice needs. `resident` lives through all phases; `host` and `disk` are taken once.
+
+    `device_bytes` is the peak of live device tensors; the device's own context and the allocator's slack come on top.
+    """
+
+    resident: Bytes
+    phases: dict[str, Bytes]
+    host: Bytes
+    disk: Bytes
+
+    @property
+    def peak_phase(self) -> str:
+        """The phase that needs most."""
+        return max(self.phases, key=lambda name: sum(self.phases[name].values()))
+
+    @property
+    def device_bytes(self) -> int:
+        """The peak on the device."""
+        return sum(self.resident.values()) + sum(self.phases[self.peak_phase].values())
+
+    @property
+    def host_bytes(self) -> int:
+        """Host memory, page-locked on a GPU."""
+        return sum(self.host.values())
+
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes of files."""
+        return sum(self.disk.values())
+
+    @property
+    def parts(self) -> Bytes:
+        """All parts that are alive at the peak, largest first."""
+        found = {name: count for name, count in (self.resident | self.phases[self.peak_phase]).items() if count}
+        return dict(sorted(found.items(), key=lambda part: -part[1]))
+
+
+def predict(work: Workload, choice: EngineChoice) -> Prediction:
+    """The bytes of one forward and backward pass and of the weights' states under a choice."""
+    parts = Parts(work, choice)
+    if choice.keep == "everything":
+        return Prediction(parts.states, parts.plain_phases, parts.host, parts.disk)
+    return Prediction(parts.states | parts.engine, parts.phases, parts.host, parts.disk)
+
+
+def anchor_bytes(shape: ModelShape, key: AnchorKey, *, tokens: int, element_bytes: int) -> int:
+    """Bytes of one anchor over so many tokens: 2m, or 2hd + 4h, a token in bf16."""
+    if key.kind == "x":
+        return tokens * shape.width * element_bytes
+    return tokens * (shape.heads * shape.head_dim * element_bytes + WIDE * shape.heads)
+
+
+def block_parameters(shape: ModelShape) -> int:
+    """Weights of one block's projections; norms and biases are too small to count."""
+    return attention_parameters(shape) + mlp_parameters(shape)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Every part of one workload under one choice, in bytes."""
+
+    work: Workload
+    choice: EngineChoice
+
+    # -- letters --------------------------------------------------------------------------------------------------
+
+    @property
+    def _tile(self) -> int:
+        return min(self.choice.tile_tokens, self.work.tokens)
+
+    @property
+    def _loss_tile(self) -> int:
+        return min(self.choice.loss_tile_tokens, self._tile)
+
+    @property
+    def _element(self) -> int:
+        return self.work.element_bytes
+
+    @property
+    def _hd(self) -> int:
+        return self.work.shape.heads * self.work.shape.head_dim
+
+    @property
+    def _group_kv(self) -> int:
+        return min(self.choice.group, self.work.shape.kv_heads)
+
+    @property
+    def _group_queries(self) -> int:
+        return self._group_kv * self.work.shape.heads // self.work.shape.kv_heads
+
+    @property
+    def _u(self) -> int:
+        """One residual stream."""
+        return self.work.tokens * self.work.shape.width * self._element
+
+    def _on(self, tier: Tier) -> int:
+        """Anchors of a tier."""
+        return sum(count * self._anchor(kind) for (kind, place), count in self._places.items() if place == tier)
+
+    def _anchor(self, kind: Literal["x", "o"]) -> int:
+        key = AnchorKey(0, kind)
+        return anchor_bytes(self.work.shape, key, tokens=self.work.tokens, element_bytes=self._element)
+
+    @cached_property
+    def _places(self) -> Counter[tuple[Literal["x", "o"], Tier]]:
+        """How many anchors of each kind lie on each tier."""
+        keys = anchor_keys(self.work.shape.layers, keep=self.choice.keep, segment=self.choice.segment)
+        return Counter((key.kind, tier) for key, tier in zip(keys, self.choice.anchors, strict=True))
+
+    @property
+    def _wide_sums(self) -> bool:
+        """Whether gradients are summed beside `.grad`: not for float32 weights and adapters that keep theirs."""
+        own = WIDE if self.work.adapters else self.work.states.weight_bytes
+        return own < WIDE or self.work.states.update_inside
+
+    # -- what lives as long as training -----------------------------------------------------------------------------
+
+    @cached_property
+    def states(self) -> Bytes:
+        """Weights, gradients, optimizer. Adapters are float32 beside the model's own weights."""
+        states, work = self.work.states, self.work
+        of_gradient = WIDE if work.adapters else states.gradient_bytes
+        return {
+            "weights": work.shape.parameters * states.weight_bytes,
+            "adapters": (states.trainable or 0) * WIDE,
+            "gradients": 0 if states.update_inside else work.trainable * of_gradient,
+            "optimizer": work.state_bytes if states.states_on == "device" else 0,
+        }
+
+    @cached_property
+    def engine(self) -> Bytes:
+        """What the engine takes when it is made, and what a batch brings."""
+        shape, tokens = self.work.shape, self.work.tokens
+        return {
+            "anchors": self._on("device"),
+            "q, k, v": tokens * (shape.heads + 2 * shape.kv_heads) * shape.head_dim * self._element,
+            "log-sum-exp": tokens * shape.heads * WIDE,
+            "cos and sin": tokens * shape.head_dim * WIDE,
+            "batch": tokens * BATCH_BYTES,
+            "staging": RING * self._gradient_tile,
+        }
+
+    # -- what lives in one phase ------------------------------------------------------------------------------------
+
+    @cached_property
+    def phases(self) -> dict[str, Bytes]:
+        """The parts that come and go, by phase."""
+        residual = {"residual": self._u}
+        backward = self._backward
+        readers = {"tiles read": self._first_ring}
+        return {
+            "positions": {"angles": self.work.tokens * self.work.shape.head_dim // 2 * 3 * 8},
+            "forward attention": residual | self._cast | {"attention of a group": self._group_forward},
+            "forward tile": residual | self._cast | {"tile": self._mlp_tile},
+            "loss": residual | {"logits": self._logits, "head's sum": self._head_sum, "head": self._head_cast},
+            "backward tile": backward | readers | {"tile": self._mlp_tile, "heads read": self._heads_ring},
+            "backward attention": backward
+            | {"tiles read": self._first_ring + self._second_ring}
+            | {"heads read": self._heads_ring, "attention of a group": self._group_backward},
+            "backward projections": backward
+            | {"tiles read": 2 * self._first_ring + self._second_ring}
+            | {"heads read": self._heads_ring, "tile": self._head_tile},
+            "embedding": self._gradient | {"embedding's sum": self._embedding_sum, "tile": self._wide_tile},
+            "update": (backward if self.work.states.update_inside else {}) | {"update's tile": self._update_tile},
+        }
+
+    @cached_property
+    def plain_phases(self) -> dict[str, Bytes]:
+        """`everything`: what autograd keeps of all layers, and the loss as in engine/step.py."""
+        shape, tokens, element = self.work.shape, self.work.tokens, self._element
+        norms = 2 * shape.width * (WIDE + 2 * element)
+        attention = (2 * self._hd + 2 * shape.kv_heads * shape.head_dim) * element + WIDE * shape.heads
+        kept = shape.layers * tokens * (norms + attention + 4 * shape.mlp_width * element)
+        common = {
+            "kept by autograd": kept,
+            "batch": tokens * BATCH_BYTES,
+            "cos and sin": tokens * shape.head_dim * WIDE,
+            "weights in the type of tiles": self.work.shape.parameters * element if self._casts else 0,
+        }
+        logits = self.work.shape.vocabulary * min(self.choice.loss_tile_tokens, tokens) * (2 * element + 3 * WIDE)
+        return {
+            "loss": common | {"last norm": 3 * self._u, "logits": logits},
+            "backward": common | {"on the way": tokens * 3 * shape.mlp_width * element + 2 * self._u},
+        }
+
+    @property
+    def _backward(self) -> Bytes:
+        """dO, the residual gradient, the weights of the block at work and the sums of its gradients."""
+        return (
+            self._gradient
+            | self._cast
+            | {"dO": self.work.tokens * self._hd * self._element}
+            | {
+                "block's sums": self._block_trainable * WIDE if self._wide_sums else 0,
+                "head's sum": self._head_sum if self.work.shape.tied else 0,
+            }
+        )
+
+    @property
+    def _gradient(self) -> Bytes:
+        return {"residual gradient": self._u if self.choice.gradient == "device" else 0}
+
+    @property
+    def _cast(self) -> Bytes:
+        """A block's weights in the type that tiles are computed in, when they are stored wider."""
+        return {"block in the type of tiles": block_parameters(self.work.shape) * self._element if self._casts else 0}
+
+    @property
+    def _casts(self) -> bool:
+        return self.work.states.weight_bytes != self._element
+
+    @property
+    def _block_trainable(self) -> int:
+        if self.work.states.trainable is None:
+            return block_parameters(self.work.shape)
+        return self.work.states.trainable // self.work.shape.layers
+
+    @property
+    def _head_size(self) -> int:
+        return self.work.shape.vocabulary * self.work.shape.width
+
+    @property
+    def _head_cast(self) -> int:
+        return self._head_size * self._element if self._casts else 0
+
+    @property
+    def _head_sum(self) -> int:
+        return self._head_size * WIDE if self._wide_sums and not self.work.adapters else 0
+
+    @property
+    def _embedding_sum(self) -> int:
+        return self._head_sum
+
+    @property
+    def _logits(self) -> int:
+        """One tile's logits, which become their own gradient in place; plain PyTorch on a CPU holds four of them."""
+        return self._loss_tile * self.work.shape.vocabulary * self._element * (1 if self._element < WIDE else 4)
+
+    @property
+    def _mlp_tile(self) -> int:
+        """o, h and its norm, gate, up and their product."""
+        return self._tile * (self._hd + 2 * self.work.shape.width + 3 * self.work.shape.mlp_width) * self._element
+
+    @property
+    def _head_tile(self) -> int:
+        """The norm and its gradient, one projection's gradient before and after the rotation."""
+        return self._tile * (2 * self.work.shape.width + 2 * self._hd) * self._element
+
+    @property
+    def _wide_tile(self) -> int:
+        return self._tile * self.work.shape.width * (WIDE + self._element)
+
+    @property
+    def _update_tile(self) -> int:
+        """Float32 copies of weight, gradient and both moments of what is updated at once, and the new moments."""
+        return min(UPDATE_TILE, self.work.trainable) * 6 * WIDE if self.work.states.state_bytes else 0
+
+    @property
+    def _group_forward(self) -> int:
+        """o and its log-sum-exp as the kernel gives them."""
+        per_head = self.work.shape.head_dim * self._element + WIDE
+        return self.work.tokens * self._group_queries * per_head
+
+    @property
+    def _group_backward(self) -> int:
+        """dq, dk, dv, and the kernel's own float32 dq and row sums."""
+        d = self.work.shape.head_dim
+        out = (self._group_queries + 2 * self._group_kv) * d * self._element
+        inside = self._group_queries * (d + 1) * WIDE
+        return self.work.tokens * (out + inside)
+
+    # -- copies -----------------------------------------------------------------------------------------------------
+
+    @property
+    def _gradient_tile(self) -> int:
+        return 0 if self.choice.gradient == "device" else self._tile * self.work.shape.width * self._element
+
+    def _leaves(self, kind: str) -> bool:
+        """Whether any anchor of a kind is away from the device, so that it is read through buffers."""
+        return any(found == kind and tier != "device" for found, tier in self._places)
+
+    @property
+    def _x_tile(self) -> int:
+        return self._tile * self.work.shape.width * self._element if self._leaves("x") else 0
+
+    @property
+    def _first_ring(self) -> int:
+        """Tiles of x, o and the gradient."""
+        o = self._tile * self._hd * self._element if self._leaves("o") else 0
+        return RING * (self._x_tile + o + self._gradient_tile)
+
+    @property
+    def _second_ring(self) -> int:
+        """Tiles of x and the gradient."""
+        return RING * (self._x_tile + self._gradient_tile)
+
+    @property
+    def _heads_ring(self) -> int:
+        """o and the log-sum-exp of two head groups, all tokens."""
+        depth = min(RING, -(-self.work.shape.kv_heads // self._group_kv))
+        return depth * self._group_forward if self._leaves("o") else 0
+
+    # -- other tiers ------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def host(self) -> Bytes:
+        """Anchors, the residual gradient, the optimizer, and the buffers of files."""
+        states = self.work.states
+        files = sum(tier == "disk" for tier in self.choice.anchors) + (self.choice.gradient == "disk")
+        widest = self._tile * max(self.work.shape.width, self._hd) * self._element
+        return {
+            "anchors": self._on("host"),
+            "residual gradient": self._u if self.choice.gradient == "host" else 0,
+            "optimizer": self.work.state_bytes if states.states_on == "host" else 0,
+            "buffers of files": files * FILE_BUFFERS * widest,
+        }
+
+    @cached_property
+    def disk(self) -> Bytes:
+        """Anchors and the residual gradient in files."""
+        return {
+            "anchors": self._on("disk"),
+            "residual gradient": self._u if self.choice.gradient == "disk" else 0,
+        }

@@ -1,0 +1,65 @@
+"""Small decoders and ragged batches for the engine's tests, and the plain decoder's loss as their oracle."""
+
+import itertools
+
+import torch
+from torch.nn import functional
+
+from longspan.batch import Batch
+from longspan.model.decoder import Decoder
+from longspan.rope.frequencies import Frequencies
+from longspan.shape import ModelShape
+
+
+def toy_decoder(*, dtype=torch.float32, seed=3, layers=3, **changes):
+    sizes = {
+        "family": "llama",
+        "layers": layers,
+        "width": 24,
+        "heads": 4,
+        "kv_heads": 2,
+        "head_dim": 8,
+        "mlp_width": 40,
+        "vocabulary": 53,
+        "norm_epsilon": 1e-5,
+        "tied": False,
+        "qkv_bias": False,
+        "out_bias": False,
+        "mlp_bias": False,
+        "qk_norm": False,
+        "windows": (None,) * layers,
+        "trained_length": 64,
+    }
+    shape = ModelShape(**{**sizes, **changes})
+    pairs = shape.head_dim // 2
+    frequencies = Frequencies(theta=1e4, factors=(1.0,) * pairs, attention_factor=1.1, length=64, trained_length=64)
+    decoder = Decoder(shape, frequencies)
+    decoder.initialise(seed)
+    with torch.no_grad():  # larger weights, so that an error cannot hide in a nearly linear model
+        for weight in decoder.parameters():
+            weight.mul_(3) if weight.ndim > 1 else weight.add_(0.1)
+    return decoder.to(dtype)
+
+
+def toy_batch(spans, *, vocabulary=53, seed=5):
+    """One row a tuple of borders; some targets weigh nothing, and the last row has none at all if there are several."""
+    length = spans[0][-1]
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(0, vocabulary, (len(spans), length + 1), generator=generator)
+    weights = torch.rand(len(spans), length, generator=generator) * 3
+    weights[0, : length // 3] = 0
+    if len(spans) > 1:
+        weights[-1] = 0
+    positions = torch.stack([torch.cat([torch.arange(b - a) for a, b in itertools.pairwise(row)]) for row in spans])
+    return Batch(tokens=tokens[:, :-1], targets=tokens[:, 1:], weights=weights, positions=positions, spans=spans)
+
+
+def plain_loss(decoder, batch):
+    """Each document alone through the plain decoder: an oracle for borders and positions, too."""
+    total = torch.zeros(())
+    for row, borders in enumerate(batch.spans):
+        for low, high in itertools.pairwise(borders):
+            logits = decoder.logits(decoder.hidden(batch.tokens[row : row + 1, low:high]))[0]
+            losses = functional.cross_entropy(logits, batch.targets[row, low:high], reduction="none")
+            total = total + (losses * batch.weights[row, low:high]).sum()
+    return total

@@ -1,0 +1,148 @@
+"""Predicted bytes, against the tables of Llama-3-8B and against sums written out by hand."""
+
+from dataclasses import replace
+
+import pytest
+from plan_shapes import LLAMA3_8B, cut
+
+from longspan.engine.anchors import anchor_keys
+from longspan.engine.settings import EngineChoice, Tier
+from longspan.plan.memory import Prediction, anchor_bytes, predict
+from longspan.plan.workload import States, Workload
+
+TOKENS = 65_536
+
+
+def choice_of(keep: str = "attention", segment: int = 1, tier: Tier = "device", **changes: object) -> EngineChoice:
+    keys = anchor_keys(32, keep=keep, segment=segment)
+    return EngineChoice(keep=keep, segment=segment, anchors=(tier,) * len(keys), **changes)
+
+
+def predicted(choice: EngineChoice, **changes: object) -> Prediction:
+    return predict(replace(Workload(shape=LLAMA3_8B, tokens=TOKENS), **changes), choice)
+
+
+@pytest.mark.parametrize(
+    ("keep", "segment", "bytes_per_token"),
+    [
+        ("attention", 1, 528_384),
+        ("attention", 2, 397_312),
+        ("attention", 4, 331_776),
+        ("attention", 8, 299_008),
+        ("inputs", 1, 262_144),
+        ("inputs", 2, 131_072),
+        ("inputs", 4, 65_536),
+        ("inputs", 8, 32_768),
+    ],
+)
+def test_anchors_of_llama3_8b(keep: str, segment: int, bytes_per_token: int) -> None:
+    kept = [key for key in anchor_keys(32, keep=keep, segment=segment) if not key.working]
+    assert sum(anchor_bytes(LLAMA3_8B, key, tokens=1, element_bytes=2) for key in kept) == bytes_per_token
+    working = (segment - 1) * 8192 + (segment * 8320 if keep == "inputs" else 0)
+    assert predicted(choice_of(keep, segment)).resident["anchors"] == TOKENS * (bytes_per_token + working)
+
+
+def test_anchors_lie_where_the_choice_says() -> None:
+    keys = anchor_keys(32, keep="attention", segment=1)
+    anchors = tuple("device" if key.layer >= 30 else "disk" if key.layer < 3 else "host" for key in keys)
+    found = predicted(EngineChoice(anchors=anchors))
+    layer = TOKENS * (8192 + 8320)
+    assert found.resident["anchors"] == 2 * layer
+    assert found.host["anchors"] == 27 * layer
+    assert found.disk_bytes == 3 * layer
+    assert found.host["buffers of files"] == 6 * 3 * 8192 * 8192  # six tensors, three tiles of 8,192 tokens each
+
+
+@pytest.mark.parametrize(
+    ("states", "weights", "gradients", "optimizer"),
+    [
+        (States(), 2, 2, 0),
+        (States(gradient_bytes=4, state_bytes=8), 2, 4, 8),
+        (States(weight_bytes=4, gradient_bytes=4, state_bytes=8), 4, 4, 8),
+        (States(state_bytes=2 + 8 / 256, update_inside=True), 2, 0, 2 + 8 / 256),
+    ],
+)
+def test_states_of_a_parameter(states: States, weights: int, gradients: int, optimizer: float) -> None:
+    found = predicted(choice_of(), states=states).resident
+    parameters = 8_030_261_248
+    assert LLAMA3_8B.parameters == parameters
+    assert found["weights"] == weights * parameters
+    assert found["gradients"] == gradients * parameters
+    assert found["optimizer"] == pytest.approx(optimizer * parameters, abs=1)
+
+
+def test_optimizer_on_the_host_leaves_the_device() -> None:
+    found = predicted(choice_of(), states=States(state_bytes=8, states_on="host"))
+    assert found.resident["optimizer"] == 0
+    assert found.host["optimizer"] == 8 * LLAMA3_8B.parameters
+
+
+def test_adapters_need_gradients_for_themselves_only() -> None:
+    found = predicted(choice_of(), states=States(trainable=1_000_000, state_bytes=8))
+    assert found.resident["weights"] == 2 * LLAMA3_8B.parameters
+    assert found.resident["adapters"] == found.resident["gradients"] == 4_000_000
+    assert found.resident["optimizer"] == 8_000_000
+    assert found.phases["loss"]["head's sum"] == found.phases["backward tile"]["block's sums"] == 0
+
+
+def test_peak_is_the_largest_phase() -> None:
+    found = predicted(choice_of())
+    sizes = {name: sum(parts.values()) for name, parts in found.phases.items()}
+    assert found.device_bytes == sum(found.resident.values()) + max(sizes.values())
+    assert sizes[found.peak_phase] == max(sizes.values())
+    assert sum(found.parts.values()) == found.device_bytes
+    assert list(found.parts.values()) == sorted(found.parts.values(), reverse=True)
+
+
+def test_backward_attention_part_by_part() -> None:
+    """One key/value head with its four queries: dq, dk, dv in bf16, and inside the kernel a float32 dq and row sums."""
+    found = predicted(choice_of(tier="host"))
+    u = TOKENS * 8192
+    parts = found.phases["backward attention"]
+    assert parts["residual gradient"] == parts["dO"] == u
+    assert parts["block's sums"] == 4 * 218_103_808
+    assert parts["attention of a group"] == TOKENS * ((4 + 2) * 128 * 2 + 4 * (128 + 1) * 4)
+    assert parts["heads read"] == 2 * TOKENS * 4 * (256 + 4)
+    # Rings of two: tiles of x and o for the first pass, tiles of x for the second.
+    assert parts["tiles read"] == 2 * (2 + 1) * 8192 * 8192
+    assert found.resident["q, k, v"] == TOKENS * 48 * 128 * 2
+
+
+def test_gradient_on_the_host_is_streamed() -> None:
+    near, far = predicted(choice_of()), predicted(choice_of(gradient="host"))
+    assert near.phases["backward tile"]["residual gradient"] == far.host["residual gradient"] == TOKENS * 8192
+    assert far.phases["backward tile"]["residual gradient"] == near.host["residual gradient"] == 0
+    assert far.resident["staging"] == 2 * 8192 * 8192
+
+
+def test_memory_is_linear_in_tokens() -> None:
+    """The slope without anchors in residual streams: q, k, v 1.5, dO 1, gradient 1, a head group, its o read ahead."""
+    sizes = [predicted(choice_of(tier="host"), tokens=n).device_bytes for n in (2**20, 2**21, 3 * 2**20)]
+    assert sizes[2] - sizes[1] == sizes[1] - sizes[0]
+    group = (6 * 256 + 4 * 129 * 4) / 8192
+    ahead, cos_and_sin, lse, batch = 2 * 4 * 260 / 8192, 512 / 8192, 128 / 8192, 28 / 8192
+    slope = (sizes[1] - sizes[0]) / (2**20 * 8192)
+    assert slope == pytest.approx(1.5 + 1 + 1 + group + ahead + cos_and_sin + lse + batch)
+    assert slope < 4.4
+
+
+def test_float32_weights_are_cast_a_block_at_a_time_and_keep_their_own_sums() -> None:
+    found = predicted(choice_of(), states=States(weight_bytes=4, gradient_bytes=4))
+    assert found.phases["backward tile"]["block's sums"] == 0
+    assert found.phases["forward tile"]["block in the type of tiles"] == 2 * 218_103_808
+
+
+def test_tied_head_is_summed_until_the_embedding_is_reached() -> None:
+    tied = predict(Workload(shape=replace(LLAMA3_8B, tied=True), tokens=TOKENS), choice_of())
+    assert tied.phases["backward tile"]["head's sum"] == 4 * 128256 * 4096
+    assert predicted(choice_of()).phases["backward tile"]["head's sum"] == 0
+
+
+def test_everything_grows_with_layers() -> None:
+    kept = [
+        predict(Workload(shape=cut(layers), tokens=1000), EngineChoice(keep="everything")).phases["loss"]
+        for layers in (1, 2)
+    ]
+    per_layer = kept[1]["kept by autograd"] - kept[0]["kept by autograd"]
+    # Norms: a float32 copy, its bf16 result, and that times the weight; q, k, v, o; four tensors of the MLP.
+    assert per_layer == 1000 * (2 * 8 * 4096 + 2 * (2 * 4096 + 2 * 1024) + 4 * 32 + 4 * 2 * 14336)
