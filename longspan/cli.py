@@ -334,6 +334,10 @@ class Screen:
         """Show how far a phase is."""
         self._show(done, total=total, facts=what)
 
+    def tell(self, text: str) -> None:
+        """Show a line."""
+        self._console.print(text, markup=False)
+
     def warn(self, text: str) -> None:
         """Show a warning."""
         from rich.text import Text

@@ -54,7 +54,7 @@ def test_a_cell_is_run_once_for_a_commit_and_machine(tmp_path: Path) -> None:
 def test_no_cell_begins_that_cannot_end(tmp_path: Path) -> None:
     stopped = run(str(SCRIPT), "--results", str(tmp_path / "x"), "--seconds", "10", "--hardware", "none")
     assert stopped.returncode == 1
-    assert "no time left for: longspan 64K x 32" in stopped.stdout
+    assert "no time left for: longspan 64K x 32 device-gib 38" in stopped.stdout
     assert not (tmp_path / "x").exists()
 
 

@@ -124,7 +124,6 @@ def line(
 ) -> dict[str, object]:
     """The keys of our own lines, with what a peer cannot know left at null."""
     import resource
-    import statistics
 
     import torch
 
@@ -136,10 +135,10 @@ def line(
     hardware = (
         torch.cuda.get_device_name() if gpu else f"cpu, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
     )
-    middle = statistics.median(seconds) if seconds and why is None else None
+    last = seconds[-1] if seconds and why is None else None
     rates = {"tokens_per_second": None, "causal_mfu": None}
-    if middle is not None:
-        rates = speed(shape, (given.tokens,), seconds=middle, hardware=hardware)
+    if last is not None:
+        rates = speed(shape, (given.tokens,), seconds=last, hardware=hardware)
     return BenchLine(
         name=name,
         shape=given.shape,
@@ -155,14 +154,19 @@ def line(
         weight_and_gradient_bytes=held,
         host_peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         stall_share=None,
-        step_seconds=middle,
+        step_seconds=last,
         skipped_attention=False,
         command=" ".join(["python", str(Path(sys.argv[0])), *sys.argv[1:]]),
         hardware=hardware,
         versions=peer_versions(),
         date=today(),
         commit=given.commit,
-        more={"attention": given.attention if gpu else "cpu", "losses": losses, "error": why},
+        more={
+            "attention": given.attention if gpu else "cpu",
+            "losses": losses,
+            "all_step_seconds": seconds,
+            "error": why,
+        },
         **rates,
     ).to_json()
 

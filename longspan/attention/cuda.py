@@ -4,7 +4,7 @@ They are private functions of torch, so nothing here is trusted before the self-
 """
 
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -12,6 +12,8 @@ from torch import Tensor
 
 from longspan.attention.documents import Runs
 from longspan.attention.functional import Gradients, Kernel, Need, Output, straight
+from longspan.attention.walk import backward_in_parts, parts_of
+from longspan.utils.errors import LongspanError
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -30,9 +32,15 @@ def _reason(need: Need, *, capability: tuple[int, int], widest: int) -> str | No
 
 
 class Cudnn(Kernel):
-    """cuDNN's attention: the fastest for long rows (Hopper and newer). It builds a plan for every new shape."""
+    """cuDNN's attention: the fastest for long rows (Hopper and newer). It builds a plan for every new shape.
+
+    Rows below `least_tokens` are a mistake of the caller: of four shapes tried with 64 tokens one failed. In a call of
+    more than `most_elements` its backward pass silently gives wrong dq and dk (torch 2.11, cuDNN 9.19).
+    """
 
     name = "cudnn"
+    least_tokens: ClassVar[int] = 128
+    most_elements: ClassVar[int] = 2**31 - 1
 
     def reason_against(self, need: Need) -> str | None:
         """Windows and short documents are left to FlashAttention."""
@@ -44,7 +52,7 @@ class Cudnn(Kernel):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, window: int | None = None) -> Output:
         """One call."""
-        assert window is None, "cuDNN's kernel takes no window"
+        self._refuse(q, window)
         op = torch.ops.aten._scaled_dot_product_cudnn_attention
         o, lse, *_ = op(straight(q), straight(k), straight(v), None, True, 0.0, causal, False)
         return o, lse.reshape(q.shape[:3])  # it comes as [n, h, s, 1]
@@ -61,16 +69,49 @@ class Cudnn(Kernel):
         causal: bool,
         window: int | None = None,
     ) -> Gradients:
-        """One call."""
+        """One call, or several where it would pass `most_elements`."""
+        self._refuse(q, window)
+        do, q, k, v, o = (straight(x) for x in (do, q, k, v, o))
+        rows, heads = self._at_once(do, q, o, kv_heads=k.shape[1])
+        call = functools.partial(self._backward_call, causal=causal)
+        if (rows, heads) == q.shape[:2]:
+            return call(do, q, k, v, o, lse)
+        return backward_in_parts(call, parts_of(q, k, rows=rows, heads=heads), do, q, k, v, o, lse)
+
+    def _refuse(self, q: Tensor, window: int | None) -> None:
         assert window is None, "cuDNN's kernel takes no window"
+        assert q.shape[2] >= self.least_tokens, f"cuDNN's kernel takes rows of {self.least_tokens} tokens or more"
+
+    def _at_once(self, do: Tensor, q: Tensor, o: Tensor, *, kv_heads: int) -> tuple[int, int]:
+        """The rows and query heads of a call. Heads are split first: in the engine's buffers they lie far apart."""
+        n, h, length, d = q.shape
+        for rows, heads in ((n, h), (n, h // kv_heads), (n, 1), (1, 1)):
+            if max(_reach(x[:rows, :heads]) for x in (do, q, o)) <= self.most_elements:
+                return rows, heads
+        raise LongspanError(
+            "attention.row-length",
+            f"a row of {length:,} tokens with heads of {d} is too long for cuDNN's backward pass on one device",
+            where=f"its indices end at {self.most_elements:,} elements of one head",
+            fix=f"use rows of at most {self.most_elements // d:,} tokens",
+        )
+
+    def _backward_call(
+        self, do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, *, causal: bool
+    ) -> Gradients:
         op = torch.ops.aten._scaled_dot_product_cudnn_attention_backward
         _, _, cum_q, cum_k, _, _, seed, offset, _ = _cudnn_example(q.device, q.dtype)
         dq, dk, dv = op(
-            *(straight(x) for x in (do, q, k, v, o)),
+            *(do, q, k, v, o),
             lse.contiguous().unsqueeze(-1),
             *(seed, offset, None, cum_q, cum_k, q.shape[2], k.shape[2], 0.0, causal),
         )
         return dq, dk, dv
+
+
+def _reach(x: Tensor) -> int:
+    """Elements of a tensor, or of the memory that its strides span: whichever index of a kernel grows larger."""
+    span = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
+    return max(x.numel(), span)
 
 
 class Flash(Kernel):

@@ -5,6 +5,8 @@ from typing import Literal
 
 from longspan.engine.settings import Policy
 
+LARGEST_BLOCK = 128  # numbers that share a scale when anchors are lossy
+
 
 @dataclass(frozen=True)
 class AnchorKey:
@@ -42,3 +44,8 @@ def anchor_keys(layers: int, *, keep: Policy, segment: int) -> tuple[AnchorKey, 
     if keep == "inputs":
         kept += [AnchorKey(place, "o", working=True) for place in range(longest)]
     return tuple(kept)
+
+
+def scale_block(width: int) -> int:
+    """Numbers of the last dim that share one scale in lossy anchors: as many as divide it evenly, 128 at most."""
+    return next(block for block in range(min(LARGEST_BLOCK, width), 0, -1) if width % block == 0)

@@ -7,7 +7,7 @@ The parts, in the letters of docs/guide/words.md:
     rest       y = h + MLP(norm(h)), h = x + o Woᵀ
 
 Backward runs them in reverse. `rest` is rebuilt without its last product, `heads` without attention: while o and lse
-are kept no attention is computed twice. q, k and v of a block are dead once their gradients are known, so gradients take
+are kept no attention is computed twice. q, k and v of a block are dead once their gradients are known, which take
 their places. Checked against the plain decoder in tests/engine/.
 """
 

@@ -39,7 +39,8 @@ class DiskFile:
         free: list[tuple[Tensor, Busy]] = [(host.take(max(sizes)), None) for _ in range(BUFFERS)]
         self._buffers = deque(free)  # each with what must end before it is used again
         self._pool = ThreadPoolExecutor(1)
-        weakref.finalize(self, self._pool.shutdown)
+        # No waiting: what is queued holds this object, so the last one to let go of it may be the thread itself.
+        weakref.finalize(self, self._pool.shutdown, wait=False)
         self._writes: dict[int, Future[None]] = {}
         self._lent: Tensor | None = None
 

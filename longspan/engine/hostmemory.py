@@ -44,8 +44,9 @@ class HostMemory:
         """
         room = sum(arena.size for arena in self._arenas[self._at :]) - self._used
         if count > room:
-            if self._arenas:
-                self._at, self._used = len(self._arenas), 0
+            if self._at == self._used == 0:  # nothing is given out: what is too small need not be kept
+                self.free()
+            self._at, self._used = len(self._arenas), 0
             self._arenas.append(_Arena(aligned(count), self._device))
 
     def take(self, count: int) -> Tensor:
@@ -61,7 +62,12 @@ class HostMemory:
         return piece
 
     def reset(self) -> None:
-        """Give all pieces out again from the start; nobody may use the old ones any more."""
+        """Give all pieces out again from the start; nobody may use the old ones any more.
+
+        Copies that an engine before left on their way have come to an end then.
+        """
+        if self._arenas and self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
         self._at = self._used = 0
 
     def free(self) -> None:
@@ -94,11 +100,11 @@ class _Arena:
                     fix='raise the limit of locked memory (ulimit -l), or set engine.farthest = "device"',
                 )
             # Unlocked before the mapping goes: the next one may get the same addresses.
-            self.release = weakref.finalize(self, _unlock, self.bytes)
+            self.release = weakref.finalize(self, _unlock, self.bytes, device)
 
 
-def _unlock(memory: Tensor) -> None:
-    torch.cuda.synchronize()
+def _unlock(memory: Tensor, device: torch.device) -> None:
+    torch.cuda.synchronize(device)
     _runtime().cudaHostUnregister(memory.data_ptr())
 
 

@@ -1,6 +1,7 @@
 """The engine: loss and gradients of a batch, exact, with memory that hardly grows with its length."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -70,7 +71,8 @@ class Engine:
         choice = self._choice
         keys = anchor_keys(self._decoder.shape.layers, keep=choice.keep, segment=choice.segment)
         assert len(keys) == len(choice.anchors), "a choice names the tier of every anchor"
-        shapes = {"x": (self._x,), "o": (self._o, self._lse)}
+        x, o = (replace(shape, lossy=choice.lossy_anchors) for shape in (self._x, self._o))
+        shapes = {"x": (x,), "o": (o, self._lse)}
         placed = {key: (shapes[key.kind], tier) for key, tier in zip(keys, choice.anchors, strict=True)}
         self.host.reserve(
             sum(self.store.host_bytes(shape, tier) for group, tier in placed.values() for shape in group)

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from longspan.config import Settings
 
+Gib = Annotated[float, Field(gt=0.0)]
 Policy = Literal["attention", "inputs", "everything"]
 Tier = Literal["device", "host", "disk"]
 TIERS: tuple[Tier, ...] = ("device", "host", "disk")  # nearest first
@@ -19,6 +20,8 @@ class EngineSettings(Settings):
     segment, `everything` is plain autograd. A segment is `segment` consecutive blocks. `farthest` is the last tier that
     anchors may go to. `tile_tokens` bounds token-wise work, `group` is the number of key/value heads (with their query
     heads) of one kernel call. `lossy_anchors` keeps anchors in block-scaled fp8: half the bytes, and not exact.
+    `device_gib` and `host_gib` stand for the memory that the machine shows, to leave some of it free, or where a
+    virtual machine grows as it is used.
     """
 
     keep: Literal["auto", "attention", "inputs", "everything"] = "auto"
@@ -27,6 +30,8 @@ class EngineSettings(Settings):
     group: Annotated[int, Field(ge=1)] | None = None
     farthest: Tier = "host"
     lossy_anchors: bool = False
+    device_gib: Gib | None = None
+    host_gib: Gib | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from longspan.engine.anchors import scale_block
 from longspan.engine.diskfile import BUFFERS, DiskFile
 from longspan.engine.hostmemory import HostMemory, aligned
+from longspan.engine.lossy import CODE, SCALE, decode, encode
 from longspan.engine.settings import Tier
 
 DEPTH = 2  # buffers of a reader: one is worked on while the next is filled
@@ -23,11 +25,24 @@ DEPTH = 2  # buffers of a reader: one is worked on while the next is filled
 
 @dataclass(frozen=True)
 class SlotShape:
-    """What one token, or one token of one head, takes: `[T, *rest]`, or `[heads, T, *rest]` when `heads` is given."""
+    """What one token, or one token of one head, takes: `[T, *rest]`, or `[heads, T, *rest]` when `heads` is given.
+
+    A `lossy` one is kept as fp8 codes and their scales, and comes back in `dtype`.
+    """
 
     heads: int | None
     rest: tuple[int, ...]
     dtype: torch.dtype
+    lossy: bool = False
+
+    @property
+    def kept(self) -> tuple["SlotShape", ...]:
+        """What is kept of it: itself, or codes and scales."""
+        if not self.lossy:
+            return (self,)
+        *outer, width = self.rest
+        scales = (*outer, width // scale_block(width))
+        return SlotShape(self.heads, self.rest, CODE), SlotShape(self.heads, scales, SCALE)
 
     def of(self, tokens: int) -> tuple[int, ...]:
         """The shape of so many tokens."""
@@ -47,6 +62,12 @@ class Slot:
         self.parts: list[Tensor] = []  # on the host: each tile's bytes, contiguous
         self.file: DiskFile | None = None
         self.written: list[torch.cuda.Event | None] = [None] * tiles
+        self.inner: tuple[Slot, ...] = ()  # of a lossy slot: codes and scales, which hold all it has
+
+    @property
+    def kept(self) -> tuple["Slot", ...]:
+        """The slots that hold the bytes."""
+        return self.inner or (self,)
 
     def device_tile(self, tile: slice) -> Tensor:
         """A view of one tile of a device slot."""
@@ -86,17 +107,25 @@ class Store:
         assert 0 < tokens <= self.capacity
         starts = range(0, tokens, self.tile_tokens)
         self.tiles = tuple(slice(start, min(start + self.tile_tokens, tokens)) for start in starts)
+        for stream in (self._to_host, self._to_device):
+            if stream is not None:  # a pass that was broken off may have left copies on their way
+                self._compute.wait_stream(stream)
 
     def host_bytes(self, shape: SlotShape, tier: Tier) -> int:
         """Host memory that a slot of this shape takes in a tier."""
-        sizes = [aligned(shape.bytes_of(length)) for length in self._lengths]
-        return {"device": 0, "host": sum(sizes), "disk": BUFFERS * max(sizes)}[tier]
+        total = 0
+        for kept in shape.kept:
+            sizes = [aligned(kept.bytes_of(length)) for length in self._lengths]
+            total += {"device": 0, "host": sum(sizes), "disk": BUFFERS * max(sizes)}[tier]
+        return total
 
     def slot(self, shape: SlotShape, tier: Tier) -> Slot:
         """A new slot for `tokens` tokens, its memory taken for as long as the store lives."""
         lengths = self._lengths
         slot = Slot(shape, tier, tiles=len(lengths))
-        if tier == "device":
+        if shape.lossy:
+            slot.inner = tuple(self.slot(kept, tier) for kept in shape.kept)
+        elif tier == "device":
             slot.whole = torch.empty(shape.of(self.capacity), dtype=shape.dtype, device=self.device)
         elif tier == "host":
             slot.parts = [self._host.take(shape.bytes_of(length)) for length in lengths]
@@ -110,7 +139,7 @@ class Store:
     def target(self, slot: Slot, index: int) -> Tensor:
         """A device tensor to compute tile `index` of the slot into; `commit` sends it on its way."""
         tile = self.tiles[index]
-        if slot.tier == "device":
+        if slot.tier == "device" and not slot.inner:
             return slot.device_tile(tile)
         key = (index % DEPTH, slot.shape)
         if key not in self._staging:
@@ -124,7 +153,7 @@ class Store:
 
     def commit(self, slot: Slot, index: int) -> None:
         """The tensor from `target` is complete (in the order of the compute stream)."""
-        if slot.tier != "device":
+        if slot.tier != "device" or slot.inner:
             self.save(slot, index, self.target_again(slot, index))
             if (event := slot.written[index]) is not None:
                 self._staged[(index % DEPTH, slot.shape)] = event
@@ -138,6 +167,11 @@ class Store:
     def save(self, slot: Slot, index: int, value: Tensor) -> None:
         """Copy a device tensor into tile `index`; it must not be overwritten before `settle(slot, index)`."""
         tile = self.tiles[index]
+        if slot.inner:  # the codes have staging buffers of their own: what they were made from is free at once
+            encode(value, *(self.target(inner, index) for inner in slot.inner))
+            for inner in slot.inner:
+                self.commit(inner, index)
+            return
         if slot.tier == "device":
             slot.device_tile(tile).copy_(value)
             return
@@ -165,7 +199,7 @@ class Store:
         def fetch(index: int, buffers: list[Tensor | None]) -> list[Tensor]:
             tile = self.tiles[index]
             found = []
-            for slot, buffer in zip(slots, buffers, strict=True):
+            for slot, buffer in zip(_kept(slots), buffers, strict=True):
                 if buffer is None:
                     found.append(slot.device_tile(tile))
                     continue
@@ -175,8 +209,10 @@ class Store:
                 found.append(view)
             return found
 
-        sizes = [None if slot.tier == "device" else slot.shape.bytes_of(self.tile_tokens) for slot in slots]
-        return Reader(self, len(self.tiles), sizes, fetch, slots, lambda index: (index,))
+        def size_of(shape: SlotShape) -> int:
+            return shape.bytes_of(self.tile_tokens)
+
+        return Reader(self, len(self.tiles), size_of, fetch, slots, lambda index: (index,))
 
     def read_heads(self, groups: Sequence[slice], *slots: Slot) -> "Reader":
         """For every group of heads all tokens of the slots' heads in it, head-major and contiguous in the tokens."""
@@ -185,7 +221,7 @@ class Store:
         def fetch(index: int, buffers: list[Tensor | None]) -> list[Tensor]:
             heads = groups[index]
             found = []
-            for slot, buffer in zip(slots, buffers, strict=True):
+            for slot, buffer in zip(_kept(slots), buffers, strict=True):
                 if buffer is None:
                     assert slot.whole is not None
                     found.append(slot.whole[heads, :total])
@@ -198,12 +234,13 @@ class Store:
                 found.append(view)
             return found
 
-        widest = max(group.stop - group.start for group in groups)
-        sizes = []
-        for slot in slots:
-            assert slot.shape.heads is not None
-            sizes.append(None if slot.tier == "device" else slot.shape.bytes_of(total) // slot.shape.heads * widest)
-        return Reader(self, len(groups), sizes, fetch, slots, lambda _: range(len(self.tiles)))
+        widest: int = max(group.stop - group.start for group in groups)
+
+        def size_of(shape: SlotShape) -> int:
+            assert shape.heads is not None
+            return shape.bytes_of(total) // shape.heads * widest
+
+        return Reader(self, len(groups), size_of, fetch, slots, lambda _: range(len(self.tiles)))
 
     def _load(self, into: Tensor, slot: Slot, index: int, heads: slice | None = None) -> None:
         """Copy one tile of a slot, or some heads of it, from the host or the file into a device tensor."""
@@ -259,33 +296,32 @@ class Store:
 class Reader:
     """Items of some slots on the device, in order; the next one is copied while the present one is worked on.
 
-    `start` sends the first item on its way early. An item's tensors are valid until the next one is asked for.
+    `start` sends the first item on its way early. An item's tensors are valid until the next one is asked for. Lossy
+    ones are decoded when they are handed out, into one buffer each. `size_of` gives the most bytes that an item has.
     """
 
     def __init__(
         self,
         store: Store,
         count: int,
-        sizes: list[int | None],
+        size_of: Callable[[SlotShape], int],
         fetch: Callable[[int, list[Tensor | None]], list[Tensor]],
         slots: Sequence[Slot],
         tiles_of: Callable[[int], Sequence[int]],
     ) -> None:
-        self._store, self._count, self._sizes, self._fetch = store, count, sizes, fetch
-        self._slots, self._tiles_of = slots, tiles_of
-        self._copies = any(size is not None for size in sizes)
+        self._store, self._count, self._size_of, self._fetch = store, count, size_of, fetch
+        self._slots, self._kept, self._tiles_of = slots, _kept(slots), tiles_of
+        self._copies = any(slot.tier != "device" for slot in slots)
         self._rings: list[list[Tensor | None]] = []
+        self._decoded: list[Tensor | None] = []
         self._next: tuple[list[Tensor], torch.cuda.Event | None] | None = None
 
     def start(self) -> "Reader":
         """Begin with the first item, if that has not happened yet; the reader comes back."""
         if self._next is None:
             depth = min(DEPTH, self._count)
-            device = self._store.device
-            self._rings = [
-                [None if size is None else torch.empty(size, dtype=torch.uint8, device=device) for size in self._sizes]
-                for _ in range(depth)
-            ]
+            self._rings = [[self._buffer(slot, slot.tier != "device") for slot in self._kept] for _ in range(depth)]
+            self._decoded = [self._buffer(slot, slot.shape.lossy) for slot in self._slots]
             self._next = self._begin(0)
         return self
 
@@ -298,9 +334,25 @@ class Reader:
             if index + 1 < self._count:
                 self._next = self._begin(index + 1)
             self._store.wait(event)
-            yield tensors
+            yield self._whole(tensors)
             if index + 1 == self._count:
                 return
+
+    def _buffer(self, slot: Slot, wanted: bool) -> Tensor | None:
+        size = self._size_of(slot.shape)
+        return torch.empty(size, dtype=torch.uint8, device=self._store.device) if wanted else None
+
+    def _whole(self, kept: list[Tensor]) -> list[Tensor]:
+        """The tensors of an item, those of lossy slots decoded."""
+        found, parts = [], iter(kept)
+        for slot, buffer in zip(self._slots, self._decoded, strict=True):
+            tensor = next(parts)
+            if buffer is not None:
+                codes, size = tensor, tensor.numel() * slot.shape.dtype.itemsize
+                tensor = buffer[:size].view(slot.shape.dtype).view(codes.shape)
+                decode(codes, next(parts), tensor)
+            found.append(tensor)
+        return found
 
     def _begin(self, index: int) -> tuple[list[Tensor], torch.cuda.Event | None]:
         buffers = self._rings[index % len(self._rings)]
@@ -308,7 +360,7 @@ class Reader:
         if not self._copies or stream is None:
             return self._fetch(index, buffers), None
         with self._store._behind_compute(stream) as done:
-            for slot in self._slots:
+            for slot in self._kept:
                 for tile in self._tiles_of(index):
                     if (event := slot.written[tile]) is not None:
                         stream.wait_event(event)
@@ -322,6 +374,11 @@ def _new_stream(device: torch.device) -> torch.cuda.Stream:
 
 def _new_timer() -> torch.cuda.Event:
     return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+
+def _kept(slots: Sequence[Slot]) -> list[Slot]:
+    """The slots that hold the bytes of these, in order."""
+    return [kept for slot in slots for kept in slot.kept]
 
 
 def _copy(into: Tensor, value: Tensor) -> None:

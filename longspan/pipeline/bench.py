@@ -1,7 +1,6 @@
 """Measuring the engine: random weights, random tokens, one line of numbers."""
 
 import json
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from longspan.attention.schemes.local import Local
 from longspan.batch import Batch
+from longspan.engine import pointwise
 from longspan.engine.run import Engine
 from longspan.engine.step import forward_backward
 from longspan.model.decoder import Decoder
@@ -26,6 +27,7 @@ from longspan.pipeline.benchparts import (
     random_batch,
     random_decoder,
     resident_bytes,
+    warm_attention,
 )
 from longspan.pipeline.benchsettings import BenchSettings
 from longspan.pipeline.machine import probe
@@ -34,7 +36,6 @@ from longspan.pipeline.memorytrace import MemoryWatch
 from longspan.plan.account import Plan
 from longspan.plan.choose import choose
 from longspan.plan.flops import hardware_flops, model_flops, share_of_peak
-from longspan.plan.machine import Machine
 from longspan.plan.workload import States, Workload
 from longspan.report.timeline import memory_svg
 from longspan.rope.frequencies import Frequencies
@@ -57,7 +58,7 @@ def bench_engine(settings: BenchSettings, *, command: str, tell: Tell = lambda _
     device = _device(settings)
     shape, frequencies = model_of(settings.shape, layers=settings.layers, tokens=settings.tokens)
     dtype = _dtype(settings, device)
-    machine = _limited(probe(device, folder=settings.anchors), settings)
+    machine = probe(device, folder=settings.anchors)
     plan = choose(_workload(settings, shape, device, dtype), settings.engine, machine)
     for words in plan.account():
         tell(words)
@@ -95,6 +96,7 @@ class _Bench:
         if settings.warmup_tokens:
             length = min(settings.warmup_tokens, work.tokens)
             step(random_batch(1, length, vocabulary=work.shape.vocabulary, device=self._device, seed=settings.seed))
+            self._warm_attention()
         self._waited()
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
@@ -108,6 +110,20 @@ class _Bench:
         seconds, losses = self._timed(step, batch)
         peak = peak_bytes(self._device) - (0 if self._device.type == "cuda" else before)
         return self._line(decoder, seconds, losses, peak_bytes=peak, command=command)
+
+    def _warm_attention(self) -> None:
+        """Without this the first long pass would build the kernels' plans, for some seconds."""
+        work, choice, settings = self._plan.work, self._plan.choice, self._settings
+        if self._device.type == "cuda" and choice.keep != "everything" and not settings.skip_attention_compute:
+            warm_attention(
+                Local(merge=pointwise.merge_),
+                work.shape,
+                rows=settings.rows,
+                length=work.tokens // settings.rows,
+                group=choice.group,
+                device=self._device,
+                dtype=torch.bfloat16,
+            )
 
     def _step(self, decoder: Decoder) -> Callable[[Batch], Tensor]:
         """One forward and backward pass, with its update if there is an optimizer; the loss sum comes back."""
@@ -187,7 +203,7 @@ class _Bench:
     ) -> BenchLine:
         settings, plan = self._settings, self._plan
         work, choice = plan.work, plan.choice
-        middle, waited = statistics.median(seconds), self._waited()
+        last, waited = seconds[-1], self._waited()
         flops = model_flops(work.shape, work.document_lengths, adapters=work.adapters)
         run = hardware_flops(work.shape, work.document_lengths, choice, adapters=work.adapters)
         peak = None if settings.skip_attention_compute else plan.machine.peak_flops
@@ -202,15 +218,15 @@ class _Bench:
             segment=choice.segment if planned else None,
             tile_tokens=choice.tile_tokens if planned else None,
             group=choice.group if planned else None,
-            tokens_per_second=work.tokens / middle,
-            causal_mfu=share_of_peak(flops, seconds=middle, peak_flops=peak),
-            hfu=share_of_peak(run, seconds=middle, peak_flops=peak),
+            tokens_per_second=work.tokens / last,
+            causal_mfu=share_of_peak(flops, seconds=last, peak_flops=peak),
+            hfu=share_of_peak(run, seconds=last, peak_flops=peak),
             peak_bytes=peak_bytes,
             predicted_peak_bytes=plan.memory.device_bytes,
             weight_and_gradient_bytes=sum(t.numel() * t.element_size() for t in tensors),
             host_peak_bytes=self._engine.host.taken_bytes if self._engine is not None else 0,
             stall_share=None if waited is None else waited / sum(seconds),
-            step_seconds=middle,
+            step_seconds=last,
             skipped_attention=settings.skip_attention_compute,
             command=command,
             hardware=hardware(self._device),
@@ -289,8 +305,3 @@ def _device(settings: BenchSettings) -> torch.device:
     if settings.device == "cuda" and not gpu:
         raise ConfigError("run.no-gpu", "there is no usable GPU", where="--device", fix="--device cpu")
     return torch.device("cuda", 0) if gpu and settings.device != "cpu" else torch.device("cpu")
-
-
-def _limited(machine: Machine, settings: BenchSettings) -> Machine:
-    device, host = (None if gib is None else int(gib * 2**30) for gib in (settings.device_gib, settings.host_gib))
-    return machine.limited(device_bytes=device, host_bytes=host)

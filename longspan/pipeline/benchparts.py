@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from longspan.attention.documents import runs_of
 from longspan.attention.schemes.base import Scheme, Traits
 from longspan.batch import Batch
 from longspan.model.decoder import Decoder
@@ -67,6 +68,19 @@ def random_batch(rows: int, length: int, *, vocabulary: int, device: torch.devic
         positions=torch.arange(length, device=device).expand(rows, length),
         spans=((0, length),) * rows,
     )
+
+
+def warm_attention(
+    scheme: Scheme, shape: ModelShape, *, rows: int, length: int, group: int, device: torch.device, dtype: torch.dtype
+) -> None:
+    """One head group forward and backward at full length: kernels are chosen and planned before time is taken."""
+    ratio, tokens = shape.heads // shape.kv_heads, rows * length
+    sizes = [(heads, tokens, shape.head_dim) for heads in (group * ratio, group * ratio, group, group)]
+    do, q, k, v = (torch.randn(size, device=device, dtype=dtype) for size in sizes)
+    runs = runs_of(((0, length),) * rows, length)
+    for window in set(shape.windows):
+        o, lse = scheme.forward(q, k, v, runs=runs, window=window)
+        scheme.backward(do, q, k, v, o, lse, runs=runs, window=window)
 
 
 def model_of(name: str, *, layers: int | None, tokens: int) -> tuple[ModelShape, Frequencies]:

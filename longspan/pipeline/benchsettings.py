@@ -6,17 +6,16 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from longspan.config import Settings
-from longspan.engine.settings import EngineSettings, Tier
+from longspan.engine.settings import EngineSettings, Gib, Tier
 
 Count = Annotated[int, Field(gt=0)]
-Gib = Annotated[float, Field(gt=0.0)]
 
 
 class BenchSettings(Settings):
     """One measurement: `steps` forward and backward passes of random weights over random tokens, after a short one.
 
     `shape` is a known shape (a mistyped one lists them) or a model folder, cut to `layers`. `keep`, `segment`, `tile`,
-    `group` and `farthest` steer the engine as in a recipe; what is left out is chosen. `lora` is a rank.
+    `group`, `farthest` and `lossy_anchors` steer the engine as in a recipe; what is left out is chosen. `lora`: a rank.
     `skip_attention_compute` fills every buffer and runs no attention kernel: memory can be tried in a fraction of the
     time. `timeline` draws device memory over the last step. `host_gib` and `device_gib` stand for what the machine
     shows; `commit` is kept with the line. `anchors` is a folder for anchors on disk.
@@ -31,6 +30,7 @@ class BenchSettings(Settings):
     tile: Annotated[int, Field(ge=16)] | None = None
     group: Count | None = None
     farthest: Tier = "host"
+    lossy_anchors: bool = False
     weights: Literal["auto", "bfloat16", "float32"] = "auto"
     optimizer: Literal["none", "adamw", "adamw8"] = "none"
     update: Literal["after", "inside"] = "after"
@@ -68,4 +68,7 @@ class BenchSettings(Settings):
             tile_tokens=self.tile,
             group=self.group,
             farthest=self.farthest,
+            lossy_anchors=self.lossy_anchors,
+            device_gib=self.device_gib,
+            host_gib=self.host_gib,
         )

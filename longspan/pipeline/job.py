@@ -32,8 +32,6 @@ from longspan.utils.errors import ConfigError, Interrupted, StorageError
 from longspan.utils.files import read_json, sha256, write_atomic, write_json
 from longspan.utils.values import canonical_sha256, differences
 
-STATE_BYTES = 12  # of a checkpoint for each weight: the weight and the optimizer's two moments, float32
-
 
 @dataclass(frozen=True)
 class Job:
@@ -57,6 +55,7 @@ class Job:
         job.device, job.plans  # noqa: B018 - looked at for the errors that they raise
         if recipe.lora is not None:
             recipe.lora.check(job.start[0])
+        recipe.train.optimizer.require()
         if recipe.tracking is not None:
             recipe.tracking.require()
         with job.folder.opened(recipe):
@@ -143,20 +142,31 @@ class Job:
         write_json(known, {"seen": seen, "sha256": identity})
         return identity
 
+    @property
+    def weight_dtype(self) -> torch.dtype:
+        """The type that weights are loaded in: what the optimizer trains; frozen ones as the engine computes."""
+        if self.recipe.lora is not None:
+            return torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        dtype: torch.dtype = getattr(torch, self.recipe.train.optimizer.weight_dtype)
+        return dtype
+
     def base(self) -> Decoder:
-        """The decoder before training, float32, on the device; what is new of it depends on the seed alone.
+        """The decoder before training, on the device; what is new of it depends on the seed alone.
 
         Adapters are on it if the recipe asks for them, and change nothing yet.
         """
         model = self.recipe.model.folder
         if model is not None:
-            decoder = load(model, device=str(self.device))
+            decoder = load(model, device=str(self.device), dtype=self.weight_dtype)
         else:
             decoder = Decoder(*self.start)
             decoder.initialise(self.recipe.seed)
-            decoder = decoder.to(self.device)
+            decoder = decoder.to(self.device, self.weight_dtype)
         if self.recipe.lora is not None:
             add_lora(decoder, self.recipe.lora, self.recipe.seed)
+            for weight in decoder.parameters():
+                if weight.requires_grad:
+                    weight.data = weight.data.float()
         if model is None or self.recipe.data.tokenizer is not None:
             decoder.source = self.folder.path  # its tokenizer files are the ones that belong to this run
         return decoder
@@ -165,10 +175,12 @@ class Job:
         """Raise `StorageError` unless what is still to be written of checkpoints and export will fit."""
         lora, weights, train = self.recipe.lora, self.start[0].parameters, self.folder.mark("train")
         trained = weights if lora is None else lora.trained_parameters(self.start[0])
-        need_bytes = 0
+        need_bytes, optimizer = 0, self.recipe.train.optimizer
         if train is None or not train.done:
             kept = self.recipe.train.keep_checkpoints + 1  # and one being written
-            need_bytes += max(0, kept * STATE_BYTES * trained - _size_bytes(self.folder.checkpoints))
+            need_bytes += max(
+                0, round(kept * optimizer.checkpoint_bytes * trained) - _size_bytes(self.folder.checkpoints)
+            )
         if not self.folder.export.exists():
             need_bytes += weights * getattr(torch, self.recipe.export.dtype).itemsize
             need_bytes += 0 if lora is None else trained * torch.float32.itemsize

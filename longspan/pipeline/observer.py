@@ -20,6 +20,9 @@ class Observer(Protocol):
     def progress(self, done: int, *, total: int, what: str) -> None:
         """`done` of `total` units of the current phase are done."""
 
+    def tell(self, text: str) -> None:
+        """A line worth reading: what was chosen, and why."""
+
     def warn(self, text: str) -> None:
         """Something is amiss that does not stop the run."""
 
@@ -34,6 +37,9 @@ class Silent:
         """Say nothing."""
 
     def progress(self, done: int, *, total: int, what: str) -> None:
+        """Say nothing."""
+
+    def tell(self, text: str) -> None:
         """Say nothing."""
 
     def warn(self, text: str) -> None:

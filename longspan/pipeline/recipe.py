@@ -8,6 +8,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from longspan.config import Settings, any_kind
 from longspan.data.settings import DataSettings, Mix, MixPart
+from longspan.engine.settings import EngineSettings
 from longspan.model.settings import LoraSettings
 from longspan.pipeline.mistakes import explain
 from longspan.pipeline.source import read_source
@@ -151,6 +152,7 @@ class Recipe(Settings):
     data: DataSettings
     stages: Annotated[tuple[Stage, ...], Field(min_length=1, max_length=64)]
     train: TrainSettings = TrainSettings()
+    engine: EngineSettings = EngineSettings()
     eval: EvalChoice = EvalChoice()
     export: ExportChoice = ExportChoice()
     tracking: TrackerChoice | None = None
@@ -160,6 +162,8 @@ class Recipe(Settings):
     def _adapters_have_a_base(self) -> Self:
         if self.lora is not None and self.model.new is not None:
             raise ValueError("lora adapts a model that is trained already; leave it out with [model.new]")
+        if self.lora is not None and self.train.optimizer.weight_dtype != "float32":
+            raise ValueError("adapters are float32, which this optimizer does not train")
         return self
 
     @classmethod
@@ -203,8 +207,10 @@ class Recipe(Settings):
         value["data"].pop("tokenizer")
         for source in value["data"]["sources"]:
             source.pop("path")
-        lora = {} if self.lora is None else {"lora": value["lora"]}
-        return {key: value[key] for key in ("seed", "model", "data", "stages")} | lora | {"train": self.train.shaping}
+        more = {} if self.lora is None else {"lora": value["lora"]}
+        if self.engine.lossy_anchors:  # the engine's other settings change rounding alone
+            more["engine"] = {"lossy_anchors": True}
+        return {key: value[key] for key in ("seed", "model", "data", "stages")} | more | {"train": self.train.shaping}
 
     def check_paths(self) -> None:
         """Look whether everything that the recipe names exists, before long work.

@@ -37,6 +37,8 @@ class RunFolder:
     tokenizer.json         the tokenizer of this run, and tokenizer_config.json beside it
     tokens/                train/ and held_out/, the texts as token files; tokens.old-1/ when the texts changed
     identity.json          what the checkpoints were made from: recipe, model, tokens
+    engine.json            how the engine runs each stage: chosen once
+    anchors/               what the backward pass needs, while a stage runs whose anchors go to disk
     checkpoints/           step-000123/ and latest.json
     metrics.jsonl          one line an optimizer step
     tracking/              the tracker's own files, and id.json, which tells this run from others of its name
@@ -59,6 +61,8 @@ class RunFolder:
         self.tokenizer_config = path / "tokenizer_config.json"
         self.tokens = path / "tokens"
         self.identity = path / "identity.json"
+        self.engine = path / "engine.json"
+        self.anchors = path / "anchors"
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
         self.tracking = path / "tracking"

@@ -21,6 +21,7 @@ from longspan.model.decoder import Decoder
 from longspan.model.lora import merge_lora
 from longspan.model.peft import save_adapter
 from longspan.model.weights import save
+from longspan.pipeline.engines import StageEngines, choices
 from longspan.pipeline.figures import summary
 from longspan.pipeline.job import Job
 from longspan.pipeline.memory import memory_errors
@@ -47,6 +48,7 @@ def run(recipe: Recipe, *, observer: Observer = SILENT, stop: Stop = never) -> d
     Raises `LongspanError` for whatever the user can mend, `Interrupted` when stopped: run it again to go on.
     """
     with Job.opened(recipe, observer=observer, stop=stop) as job:
+        _require_room(job)
         _prepare(job)
         if recipe.model.new is None:  # random weights have nothing to be compared with
             _evaluate(job, "before")
@@ -59,6 +61,7 @@ def run(recipe: Recipe, *, observer: Observer = SILENT, stop: Stop = never) -> d
 def train(recipe: Recipe, *, observer: Observer = SILENT, stop: Stop = never) -> dict[str, Any]:
     """Prepare the data and train; the last step's figures come back. Raises as `run` does."""
     with Job.opened(recipe, observer=observer, stop=stop) as job:
+        _require_room(job)
         _prepare(job)
         _train(job)
         metrics = read_metrics(job.folder.metrics)
@@ -115,6 +118,13 @@ def _once(job: Job, phase: str, inputs: Any, work: Any, *outputs: Path) -> None:
     job.poll()
     job.observer.phase(phase, skipped=job.folder.done(phase, inputs, outputs=outputs))
     job.folder.once(phase, inputs, work=work, outputs=outputs)
+
+
+def _require_room(job: Job) -> None:
+    """Raise `LongspanError` (`plan.memory`) now when a stage that is still to be trained cannot fit this machine."""
+    mark = job.folder.mark("train")
+    if mark is None or not mark.done:
+        choices(job)
 
 
 def _prepare(job: Job) -> None:
@@ -217,17 +227,14 @@ def _evaluate(job: Job, when: str) -> None:
 
 def _train(job: Job) -> None:
     """All stages, from the newest checkpoint on."""
-    fix = "lower train.micro_batch_tokens, which one pass takes at once, or the length of this stage"
-    now = 0
+    fix = "lower train.micro_batch_tokens, which one pass takes at once, or engine.device_gib, which is planned with"
 
     def work() -> None:
-        decoder, rows = job.base(), _rows(job)
+        engines, rows = StageEngines(job), _rows(job)
         write_json(job.folder.identity, job.train_inputs)
         metrics, tracking = MetricsFile(job.folder.metrics), _tracking(job)
 
         def batches(stage: int, first_row: int, count: int) -> Batch:
-            nonlocal now
-            now = stage
             return collate([rows[stage].row(first_row + index) for index in range(count)])
 
         def observe(step: StepMetrics) -> None:
@@ -237,15 +244,18 @@ def _train(job: Job) -> None:
             job.observer.step(step, step_tokens=job.plans[step.stage].tokens_per_step, total_tokens=job.total_tokens)
 
         try:
-            with memory_errors(lambda: f"recipe: stages.{now} (length {job.plans[now].length:,})", fix=fix):
+            with memory_errors(
+                lambda: f"recipe: stages.{engines.plan.index} (length {engines.plan.length:,})", fix=fix
+            ):
                 train_decoder(
-                    decoder.train(),
+                    engines.decoder.train(),
                     job.plans,
                     settings=job.recipe.train,
                     batches=batches,
                     checkpoints=job.checkpoints(),
                     observe=observe,
                     stop=job.stop,
+                    engine=engines,
                 )
         finally:
             if tracking is not None:

@@ -126,10 +126,11 @@ def describe(choice: EngineChoice) -> str:
     """A choice in a few words."""
     if choice.keep == "everything":
         return "everything kept by autograd"
+    kind = "lossy fp8 anchors" if choice.lossy_anchors else "anchors"
     tiers = [f"{choice.anchors.count(tier)} on {tier}" for tier in PLACES if tier in choice.anchors]
     return (
         f"{choice.keep}, segments of {choice.segment}, tiles of {choice.tile_tokens:,}, {choice.group} key/value heads "
-        f"a call, gradient on {choice.gradient}, anchors: {', '.join(tiers) or 'none'}"
+        f"a call, gradient on {choice.gradient}, {kind}: {', '.join(tiers) or 'none'}"
     )
 
 

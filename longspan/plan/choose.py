@@ -14,6 +14,7 @@ from longspan.plan.workload import Workload
 SEGMENTS = (1, 2, 4, 8)
 TILES, LARGE_TILE, LOSS_TILE = (8192, 4096, 2048), 16_384, 2048  # tokens
 LARGE_TILE_FROM, LARGE_TILE_SHARE = 131_072, 0.7  # tokens of a batch, share of the device's memory in use
+PLAIN_TOKENS = 1024  # of a batch: above it the engine is as fast as autograd, with a fraction of its memory
 CALL_TOKENS = 65_536  # tokens, times key/value heads, of one kernel call that fills a device
 
 # Shares of what is there. Predictions err by some per cent, and the device's context and the allocator take their part.
@@ -25,6 +26,7 @@ def choose(work: Workload, settings: EngineSettings, machine: Machine) -> Plan:
 
     Raises `LongspanError` (`plan.memory`) that names the binding limit and what would help, before anything is loaded.
     """
+    machine = machine.limited(device_gib=settings.device_gib, host_gib=settings.host_gib)
     ranked = _ranked(work, settings, machine)
     plans: list[Plan] = []
     failed: list[Shortfall] = []
@@ -65,6 +67,8 @@ def _candidates(work: Workload, settings: EngineSettings, machine: Machine) -> I
     tiles = TILES if settings.tile_tokens is None else (settings.tile_tokens,)
     group = min(settings.group or _group(work), kv_heads)
     for keep in policies:
+        if keep == "everything" and settings.keep == "auto" and work.tokens > PLAIN_TOKENS:
+            continue
         if keep == "everything":
             yield EngineChoice(keep=keep, lossy_anchors=settings.lossy_anchors)
             continue
@@ -127,7 +131,7 @@ def _placed(
     }
     if rooms["host"] < 0:
         return _host_shortfall(other_host, choice, machine) or choice
-    placed = _fill(work, keys, [_Room(tier, rooms[tier]) for tier in TIERS])
+    placed = _fill(work, keys, [_Room(tier, rooms[tier]) for tier in TIERS], lossy=choice.lossy_anchors)
     if isinstance(placed, int):
         return _too_little(placed, least.host_bytes, rooms["device"], choice, settings, machine)
     result = replace(choice, anchors=placed)
@@ -138,12 +142,12 @@ def _all(keys: tuple[AnchorKey, ...], tier: Tier) -> tuple[Tier, ...]:
     return (tier,) * len(keys)
 
 
-def _fill(work: Workload, keys: tuple[AnchorKey, ...], rooms: list[_Room]) -> tuple[Tier, ...] | int:
+def _fill(work: Workload, keys: tuple[AnchorKey, ...], rooms: list[_Room], *, lossy: bool) -> tuple[Tier, ...] | int:
     """A tier for every key, or the bytes that found no room. Working anchors are the busiest and come first."""
     places: dict[AnchorKey, Tier] = {}
     left = 0
     for key in sorted(keys, key=lambda key: (not key.working, -key.layer)):
-        need = anchor_bytes(work.shape, key, tokens=work.tokens, element_bytes=work.element_bytes)
+        need = anchor_bytes(work.shape, key, tokens=work.tokens, element_bytes=work.element_bytes, lossy=lossy)
         room = next((room for room in rooms if room.free_bytes >= need), None)
         if room is None:
             left += need

@@ -37,12 +37,12 @@ class Machine:
     disk_bytes_per_second: float = 2e9
     shared: bool = False
 
-    def limited(self, *, device_bytes: int | None = None, host_bytes: int | None = None) -> "Machine":
+    def limited(self, *, device_gib: float | None = None, host_gib: float | None = None) -> "Machine":
         """The same machine with other limits, for one that shows less or more memory than may be used."""
         return replace(
             self,
-            device_bytes=self.device_bytes if device_bytes is None else device_bytes,
-            host_bytes=self.host_bytes if host_bytes is None else host_bytes,
+            device_bytes=self.device_bytes if device_gib is None else int(device_gib * 2**30),
+            host_bytes=self.host_bytes if host_gib is None else int(host_gib * 2**30),
         )
 
 

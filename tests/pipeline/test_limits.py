@@ -36,6 +36,9 @@ class Warnings:
     def progress(self, *_: object, **__: object) -> None:
         pass
 
+    def tell(self, text: str) -> None:
+        pass
+
     def warn(self, text: str) -> None:
         self.heard.append(text)
 
@@ -56,8 +59,8 @@ NO_MEMORY = [
 def test_too_little_memory_is_told_with_a_remedy(
     micro: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception
 ) -> None:
-    def train(*_: object, batches: Any, **__: object) -> None:
-        batches(1, 0, 1)
+    def train(_: object, plans: Any, *, engine: Any, **__: object) -> None:
+        engine(plans[1])
         raise error
 
     monkeypatch.setattr(stages, "train_decoder", train)

@@ -33,6 +33,7 @@ class Listener:
         self.phases: dict[str, bool] = {}
         self.steps: list[int] = []
         self.warnings: list[str] = []
+        self.told: list[str] = []
 
     def phase(self, name: str, *, skipped: bool) -> None:
         self.phases[name] = skipped
@@ -45,6 +46,9 @@ class Listener:
     def progress(self, done: int, *, total: int, what: str) -> None:
         assert 0 <= done <= total
         assert what
+
+    def tell(self, text: str) -> None:
+        self.told.append(text)
 
     def warn(self, text: str) -> None:
         self.warnings.append(text)

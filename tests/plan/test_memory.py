@@ -3,10 +3,14 @@
 from dataclasses import replace
 
 import pytest
+import torch
 from plan_shapes import LLAMA3_8B, cut
 
-from longspan.engine.anchors import anchor_keys
+from longspan.engine.anchors import AnchorKey, anchor_keys
+from longspan.engine.hostmemory import HostMemory
 from longspan.engine.settings import EngineChoice, Tier
+from longspan.engine.store import SlotShape, Store
+from longspan.plan.account import describe
 from longspan.plan.memory import Prediction, anchor_bytes, predict
 from longspan.plan.workload import States, Workload
 
@@ -51,6 +55,39 @@ def test_anchors_lie_where_the_choice_says() -> None:
     assert found.host["anchors"] == 27 * layer
     assert found.disk_bytes == 3 * layer
     assert found.host["buffers of files"] == 6 * 3 * 8192 * 8192  # six tensors, three tiles of 8,192 tokens each
+
+
+def test_lossy_anchors_have_half_the_bytes() -> None:
+    """A byte a number and four for each 128; the log-sum-exp stays float32."""
+    exact, lossy = predicted(choice_of()), predicted(choice_of(lossy_anchors=True))
+    assert exact.resident["anchors"] == 32 * TOKENS * (8192 + 8192 + 128)
+    assert lossy.resident["anchors"] == 32 * TOKENS * (4096 + 128 + 4096 + 128 + 128)
+    assert lossy.host["anchors"] == 0
+    away = predicted(choice_of(tier="host", lossy_anchors=True))
+    assert away.host["anchors"] == lossy.resident["anchors"]
+    # Two tiles of codes and scales at a time leave the device, two of x and o come, and one of each is decoded.
+    assert away.resident["staging"] == 2 * 8192 * (4224 + 4224)
+    assert away.phases["backward tile"]["tiles read"] == 2 * 8192 * (4224 + 4224) + 8192 * (8192 + 8192)
+    assert away.phases["backward tile"]["heads read"] == TOKENS * 4 * (2 * (128 + 4 + 4) + 256)
+
+
+@pytest.mark.parametrize(("width", "heads", "head_dim"), [(4096, 32, 128), (896, 14, 64), (960, 15, 64), (200, 2, 80)])
+@pytest.mark.parametrize("lossy", [False, True])
+def test_the_store_takes_what_is_predicted(width: int, heads: int, head_dim: int, lossy: bool) -> None:
+    shape = replace(LLAMA3_8B, width=width, heads=heads, kv_heads=1, head_dim=head_dim)
+    store = Store(torch.device("cpu"), tokens=8192, tile_tokens=4096, host=HostMemory(torch.device("cpu")))
+    x = SlotShape(None, (width,), torch.bfloat16, lossy=lossy)
+    o = SlotShape(heads, (head_dim,), torch.bfloat16, lossy=lossy)
+    lse = SlotShape(heads, (), torch.float32)
+    for key, group in ((AnchorKey(0, "x"), (x,)), (AnchorKey(0, "o"), (o, lse))):
+        predicted_bytes = anchor_bytes(shape, key, tokens=8192, element_bytes=2, lossy=lossy)
+        assert sum(store.host_bytes(part, "host") for part in group) == predicted_bytes
+
+
+def test_the_plan_says_that_anchors_are_lossy() -> None:
+    assert "anchors: 64 on device" in describe(choice_of())
+    assert "lossy fp8 anchors: 64 on device" in describe(choice_of(lossy_anchors=True))
+    assert "lossy" not in describe(choice_of())
 
 
 @pytest.mark.parametrize(
@@ -101,7 +138,9 @@ def test_backward_attention_part_by_part() -> None:
     parts = found.phases["backward attention"]
     assert parts["residual gradient"] == parts["dO"] == u
     assert parts["block's sums"] == 4 * 218_103_808
-    assert parts["attention of a group"] == TOKENS * ((4 + 2) * 128 * 2 + 4 * (128 + 1) * 4)
+    assert parts["attention of a group"] == TOKENS * 5648  # as measured on an H200: docs/LOG.md, 2026-11-24
+    long = predicted(choice_of(), tokens=131_072).phases["backward attention"]
+    assert long["attention of a group"] == 131_072 * (1284 + 2 * 128 * 4 + 4 * 128 * 2)  # one head a call
     assert parts["heads read"] == 2 * TOKENS * 4 * (256 + 4)
     # Rings of two: tiles of x and o for the first pass, tiles of x for the second.
     assert parts["tiles read"] == 2 * (2 + 1) * 8192 * 8192
@@ -119,7 +158,7 @@ def test_memory_is_linear_in_tokens() -> None:
     """The slope without anchors in residual streams: q, k, v 1.5, dO 1, gradient 1, a head group, its o read ahead."""
     sizes = [predicted(choice_of(tier="host"), tokens=n).device_bytes for n in (2**20, 2**21, 3 * 2**20)]
     assert sizes[2] - sizes[1] == sizes[1] - sizes[0]
-    group = (6 * 256 + 4 * 129 * 4) / 8192
+    group = (1284 + 2 * 128 * 4 + 4 * 128 * 2) / 8192
     ahead, cos_and_sin, lse, batch = 2 * 4 * 260 / 8192, 512 / 8192, 128 / 8192, 28 / 8192
     slope = (sizes[1] - sizes[0]) / (2**20 * 8192)
     assert slope == pytest.approx(1.5 + 1 + 1 + group + ahead + cos_and_sin + lse + batch)

@@ -12,10 +12,13 @@ from longspan.attention.functional import Kernel, assemble, batched, tokens
 from longspan.attention.online import merge_
 from longspan.attention.schemes.base import Scheme, Traits
 from longspan.attention.selection import select
-from longspan.attention.walk import Merge, Walk
+from longspan.attention.walk import Merge, backward_in_parts, forward_in_blocks, parts_of
 
-SHORT_TOKENS = 2048  # documents below this share one call: cuDNN would build a plan for every length
-WALK_TOKENS = 65536  # keys and values of one head fill 32 MiB: they stay in the 50 MB cache of an H100
+# Documents below this share one call of the slower kernel that takes any lengths: cuDNN builds a plan for each, which
+# pays from 16,384 tokens on in the first step of a model of 32 layers. Rows of one length need one plan only.
+SHORT_TOKENS, SHORT_ROWS_TOKENS = 16384, 2048
+LONG_TOKENS = 98304  # documents from here on are faster or smaller in several calls
+BLOCK_TOKENS = 32768
 
 
 @dataclass(frozen=True)
@@ -30,20 +33,18 @@ class Piece:
 
 @dataclass(frozen=True, kw_only=True)
 class Local(Scheme):
-    """No exchange: one kernel call for each stretch of short documents and for each group of long ones.
+    """No exchange: one kernel call for each stretch of short documents and for each group of longer ones.
 
-    `kernel` forces one kernel for everything. `walk_tokens` is the block of keys of `Walk` for longer runs: None takes
-    65,536 on a CUDA device and no walk elsewhere; `walk_rows` bounds its queries. The backward pass walks only if
-    `backward_walk_tokens` says so: on an H200 one call was as fast. `merge` may be a faster twin of `merge_`.
+    Runs of `long_tokens` or more go forward in blocks of `block_tokens` queries, merged in float32 by `merge` or a
+    faster twin of it, and backward in single query heads. `kernel` forces one kernel for everything.
     """
 
     traits: ClassVar[Traits] = Traits(sent_forward_bytes=0, sent_backward_bytes=0)
 
     kernel: Kernel | None = None
-    walk_tokens: int | None = None
-    walk_rows: int | None = None
-    backward_walk_tokens: int | None = None
     short_tokens: int = SHORT_TOKENS
+    long_tokens: int = LONG_TOKENS
+    block_tokens: int = BLOCK_TOKENS
     merge: Merge = merge_
 
     def forward(
@@ -83,7 +84,9 @@ class Local(Scheme):
         """The window, if it hides anything, and the pieces; under a window all documents go together."""
         if window is not None and window < max(stop - start for start, stop in runs):
             return window, pieces_of(runs, length, short_tokens=length + 1)
-        return None, pieces_of(runs, length, short_tokens=self.short_tokens)
+        alike = len({stop - start for start, stop in runs}) == 1
+        short = min(self.short_tokens, SHORT_ROWS_TOKENS) if alike else self.short_tokens
+        return None, pieces_of(runs, length, short_tokens=short)
 
     def _forward(self, piece: Piece, *tensors: Tensor, window: int | None) -> tuple[Tensor, ...]:
         q, k, v = (x[:, piece.start : piece.stop] for x in tensors)
@@ -92,9 +95,10 @@ class Local(Scheme):
             return kernel.forward_documents(q, k, v, runs=piece.runs, window=window)
         (group,) = equal_groups(piece.runs)
         rows = batched(group, q, k, v)
-        keys = self.walk_tokens or (WALK_TOKENS if q.is_cuda else group.length)
-        if keys < group.length:
-            found = Walk(kernel=kernel, keys=keys, rows=self.walk_rows, merge=self.merge).forward(*rows)
+        # cuDNN on an H200, TFLOP/s of one call and in blocks: 579 and 566 at 64K, 549 and 577 at 128K, 508 and 585 at
+        # 256K; blocks of keys reached 578 and 573-580, and wanted an accumulator for the whole row.
+        if group.length >= self.long_tokens:
+            found = forward_in_blocks(kernel, *rows, block=self.block_tokens, merge=self.merge)
         else:
             found = kernel.forward(*rows, causal=True)
         return tuple(tokens(x) for x in found)
@@ -106,9 +110,12 @@ class Local(Scheme):
             return kernel.backward_documents(do, q, k, v, o, lse, runs=piece.runs, window=window)
         (group,) = equal_groups(piece.runs)
         rows = batched(group, do, q, k, v, o, lse)
-        keys = self.backward_walk_tokens
-        if keys is not None and keys < group.length:
-            found = Walk(kernel=kernel, keys=keys, rows=self.walk_rows, merge=self.merge).backward(*rows)
+        # cuDNN on an H200, TFLOP/s of one call and of single heads: 532 and 522 at 64K, 535 and 532 at 128K, 534 and
+        # 533 at 256K, and a call of 1,284 instead of 5,648 bytes a token; blocks of queries and keys: only 504-528.
+        if group.length >= self.long_tokens:
+            call = functools.partial(kernel.backward, causal=True)
+            parts = parts_of(rows[1], rows[2], rows=group.count, heads=1)
+            found = backward_in_parts(call, parts, *rows)
         else:
             found = kernel.backward(*rows, causal=True)
         return tuple(tokens(x) for x in found)

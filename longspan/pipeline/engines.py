@@ -1,0 +1,84 @@
+"""The engine of every stage: chosen for this machine before anything is loaded, made when its stage begins."""
+
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from longspan.engine.hostmemory import HostMemory
+from longspan.engine.run import Engine
+from longspan.engine.settings import EngineChoice
+from longspan.pipeline.job import Job
+from longspan.pipeline.machine import probe
+from longspan.plan.choose import choose
+from longspan.plan.workload import States, Workload
+from longspan.train.passes import Pass, plain_engine
+from longspan.train.plan import StagePlan
+from longspan.utils.files import read_json, write_json
+from longspan.utils.values import canonical_sha256
+
+
+def choices(job: Job) -> tuple[EngineChoice, ...]:
+    """How the engine will run every stage; kept in the run folder, so that a run goes on as it began, to the bit.
+
+    The observer hears each new plan's account. Raises `LongspanError` (`plan.memory`) when a stage cannot fit.
+    """
+    works, file = [_workload(job, plan) for plan in job.plans], job.folder.engine
+    machine = probe(job.device, folder=job.folder.path)
+    # What is free differs from minute to minute, and another choice would round differently.
+    asked = [machine.device, job.recipe.engine.model_dump(mode="json"), [asdict(work) for work in works]]
+    question = canonical_sha256(asked)
+    known = read_json(file) if file.exists() else {}
+    if known.get("question") == question:
+        return tuple(_choice(value) for value in known["choices"])
+    found = []
+    for plan, work in zip(job.plans, works, strict=True):
+        chosen = choose(work, job.recipe.engine, machine)
+        found.append(chosen.choice)
+        for number, line in enumerate(chosen.account()):
+            job.observer.tell(f"stage {plan.index}, {line}" if number == 0 else f"  {line}")
+    write_json(file, {"question": question, "choices": [asdict(choice) for choice in found]})
+    return tuple(found)
+
+
+class StageEngines:
+    """Makes the pass of each stage for the training loop. The host memory of one stage serves the next."""
+
+    def __init__(self, job: Job) -> None:
+        self.plan = job.plans[0]  # of the stage at work
+        self._chosen, self._folder = choices(job), job.folder.anchors
+        self.decoder = job.base()
+        self._host = HostMemory(job.device)
+
+    def __call__(self, plan: StagePlan) -> Pass:
+        """The pass of one stage."""
+        self.plan, choice = plan, self._chosen[plan.index]
+        if choice.keep == "everything":
+            return plain_engine(self.decoder)(plan)
+        self._host.reset()
+        tokens = plan.micro_rows * plan.length
+        return Engine(self.decoder, choice, tokens=tokens, host=self._host, folder=self._folder).forward_backward
+
+
+def _workload(job: Job, plan: StagePlan) -> Workload:
+    """One pass of a stage. Documents may be shorter than rows; a row of one document is the dearest case."""
+    optimizer = job.recipe.train.optimizer
+    states = States(
+        weight_bytes=job.weight_dtype.itemsize,
+        gradient_bytes=torch.float32.itemsize,
+        state_bytes=optimizer.state_bytes,
+        states_on=optimizer.states,
+        update_inside=optimizer.update == "inside",
+        trainable=None if job.recipe.lora is None else job.recipe.lora.trained_parameters(job.start[0]),
+    )
+    return Workload(
+        shape=job.start[0],
+        tokens=plan.micro_rows * plan.length,
+        lengths=(plan.length,) * plan.micro_rows,
+        element_bytes=torch.bfloat16.itemsize if job.device.type == "cuda" else job.weight_dtype.itemsize,
+        states=states,
+    )
+
+
+def _choice(value: dict[str, Any]) -> EngineChoice:
+    return EngineChoice(**value | {"anchors": tuple(value["anchors"])})
