@@ -156,7 +156,7 @@ def line(
         stall_share=None,
         step_seconds=last,
         skipped_attention=False,
-        command=" ".join(["python", str(Path(sys.argv[0])), *sys.argv[1:]]),
+        command=" ".join(["python", str(Path(sys.argv[0]).resolve().relative_to(ROOT)), *sys.argv[1:]]),
         hardware=hardware,
         versions=peer_versions(),
         date=today(),

@@ -45,9 +45,11 @@ def select(
 ) -> Kernel:
     """The fastest kernel that fits the need and passes its self-test; tried once in a process.
 
+    On a CUDA device FlashAttention is first brought to the newest version that torch can activate.
     Raises `attention.no-kernel` if not even the reference gives right numbers here.
     """
     need = Need(device=device, dtype=dtype, head_dim=head_dim, ratio=ratio, window=window, short=short)
+    activate_newest_flash(replace(need, window=False, short=False))
     for kernel in KERNELS:
         if not _reason(kernel, need):
             return kernel
@@ -159,6 +161,7 @@ def _named(o: Tensor, lse: Tensor, dq: Tensor, dk: Tensor, dv: Tensor) -> Named:
 # -- newer versions of FlashAttention --------------------------------------------------------------------------------
 
 
+@functools.cache
 def activate_newest_flash(need: Need) -> str:
     """Let torch use FlashAttention 4 or 3 where installed and sound for the need; the name of what is active.
 

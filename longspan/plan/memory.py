@@ -298,11 +298,11 @@ class Parts:
 
     @property
     def _group_backward(self) -> int:
-        """dq, dk, dv, the kernel's own float32 dq and row sums, and dk and dv of every query head. Long rows take one
-        query head a call, and add dk and dv up in float32 (attention/schemes/local.py).
+        """dq, dk, dv, the kernel's own float32 dq and row sums, and on a GPU its dk and dv of every query head. Long
+        rows take one query head a call, and add dk and dv up in float32 (attention/schemes/local.py).
         """
         d, queries, kv = self.work.shape.head_dim, self._group_queries, self._group_kv
-        per_head = (d + 1) * WIDE + 2 * d * self._element
+        per_head = (d + 1) * WIDE + (2 * d * self._element if self._element < WIDE else 0)
         if max(self.work.document_lengths) < LONG_TOKENS:
             return self.work.tokens * ((queries + 2 * kv) * d * self._element + queries * per_head)
         one_call = per_head + d * self._element

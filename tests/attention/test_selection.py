@@ -169,8 +169,13 @@ def test_the_newest_sound_version_is_taken(monkeypatch, installed, sound, active
     versions = Versions(monkeypatch, installed)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(selection, "self_test", lambda kernel, need: "" if versions.active in (*sound, "FA2") else "no")
-    assert activate_newest_flash(GPU) == active
+    activate_newest_flash.cache_clear()
+    selection._reason.cache_clear()
+    assert select(GPU.device, GPU.dtype, head_dim=128, ratio=4, window=True) == Flash()
     assert versions.active == active
+    assert activate_newest_flash(GPU) == active
+    activate_newest_flash.cache_clear()
+    selection._reason.cache_clear()
 
 
 def test_without_cuda_nothing_is_activated(monkeypatch):

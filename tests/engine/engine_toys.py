@@ -1,14 +1,20 @@
-"""Small decoders and ragged batches for the engine's tests, and the plain decoder's loss as their oracle."""
+"""Small decoders and ragged batches for the engine's tests, and the plain decoder as their oracle."""
 
+import copy
 import itertools
 
 import torch
 from torch.nn import functional
 
 from longspan.batch import Batch
+from longspan.engine.anchors import anchor_keys
+from longspan.engine.run import Engine
+from longspan.engine.settings import EngineChoice
 from longspan.model.decoder import Decoder
 from longspan.rope.frequencies import Frequencies
 from longspan.shape import ModelShape
+
+DIVISOR = 17.5
 
 
 def toy_decoder(*, dtype=torch.float32, seed=3, layers=3, **changes):
@@ -63,3 +69,29 @@ def plain_loss(decoder, batch):
             losses = functional.cross_entropy(logits, batch.targets[row, low:high], reduction="none")
             total = total + (losses * batch.weights[row, low:high]).sum()
     return total
+
+
+def choice_of(decoder, *, tiers=("device",), **options):
+    """A choice with the given tiers, dealt out in turn."""
+    bare = EngineChoice(**options)
+    keys = anchor_keys(decoder.shape.layers, keep=bare.keep, segment=bare.segment)
+    return EngineChoice(**options, anchors=tuple(tiers[i % len(tiers)] for i in range(len(keys))))
+
+
+def compare(decoder, batch, choice, *, folder=None, rtol=1e-5, engine=None):
+    """Loss and gradients of the engine against autograd; errors relative to the norm of each gradient."""
+    oracle = copy.deepcopy(decoder)
+    want = plain_loss(oracle, batch)
+    (want / DIVISOR).backward()
+    decoder.zero_grad()
+    engine = engine or Engine(decoder, choice, tokens=batch.tokens.numel(), folder=folder)
+    loss = engine.forward_backward(batch, divisor=DIVISOR)
+    assert abs(float(loss) - float(want.detach())) <= 1e-6 * abs(float(want.detach()))
+    largest = max(float(p.grad.norm()) for p in oracle.parameters() if p.grad is not None)
+    for (name, mine), other in zip(decoder.named_parameters(), oracle.parameters(), strict=True):
+        if other.grad is None:
+            assert mine.grad is None, name
+            continue
+        error = (mine.grad.double() - other.grad.double()).norm()
+        # Short rows have hardly a gradient of q and k: what autograd leaves there is the rounding of other terms.
+        assert error <= rtol * max(other.grad.double().norm(), 0.03 * largest), f"{name}: {error}"

@@ -10,8 +10,7 @@ import threading
 
 import pytest
 import torch
-from engine_toys import toy_batch, toy_decoder
-from test_run import choice_of, compare
+from engine_toys import choice_of, compare, toy_batch, toy_decoder
 
 from longspan.engine import run, store
 from longspan.engine.run import Engine

@@ -4,42 +4,12 @@ import copy
 
 import pytest
 import torch
-from engine_toys import plain_loss, toy_batch, toy_decoder
+from engine_toys import DIVISOR, choice_of, compare, toy_batch, toy_decoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longspan.engine.anchors import anchor_keys, segments_of
+from longspan.engine.anchors import segments_of
 from longspan.engine.run import Engine
-from longspan.engine.settings import EngineChoice
-
-DIVISOR = 17.5
-
-
-def choice_of(decoder, *, tiers=("device",), **options):
-    """A choice with the given tiers, dealt out in turn."""
-    bare = EngineChoice(**options)
-    keys = anchor_keys(decoder.shape.layers, keep=bare.keep, segment=bare.segment)
-    return EngineChoice(**options, anchors=tuple(tiers[i % len(tiers)] for i in range(len(keys))))
-
-
-def compare(decoder, batch, choice, *, folder=None, rtol=1e-5, engine=None):
-    """Loss and gradients of the engine against autograd; errors relative to the norm of each gradient."""
-    oracle = copy.deepcopy(decoder)
-    want = plain_loss(oracle, batch)
-    (want / DIVISOR).backward()
-    decoder.zero_grad()
-    engine = engine or Engine(decoder, choice, tokens=batch.tokens.numel(), folder=folder)
-    loss = engine.forward_backward(batch, divisor=DIVISOR)
-    assert abs(float(loss) - float(want.detach())) <= 1e-6 * abs(float(want.detach()))
-    largest = max(float(p.grad.norm()) for p in oracle.parameters() if p.grad is not None)
-    for (name, mine), other in zip(decoder.named_parameters(), oracle.parameters(), strict=True):
-        if other.grad is None:
-            assert mine.grad is None, name
-            continue
-        error = (mine.grad.double() - other.grad.double()).norm()
-        # Short rows have hardly a gradient of q and k: what autograd leaves there is the rounding of other terms.
-        assert error <= rtol * max(other.grad.double().norm(), 0.03 * largest), f"{name}: {error}"
-
 
 LONG = ((0, 37), (0, 5, 6, 37))
 
