@@ -86,21 +86,29 @@ class HostMemory:
 class _Arena:
     def __init__(self, size: int, device: torch.device) -> None:
         self.size = size
-        memory = mmap.mmap(-1, size)
+        try:
+            memory = mmap.mmap(-1, size)
+        except OSError as error:
+            raise _refused(f"the system will not give {size:,} bytes of host memory ({error.strerror})") from error
         self.bytes = torch.frombuffer(memory, dtype=torch.uint8)  # keeps the mapping alive
         self.release: Callable[[], object] = lambda: None
         if device.type == "cuda":
             with _near(device):
                 status = _runtime().cudaHostRegister(self.bytes.data_ptr(), size, 0)
             if int(status) != 0:
-                raise LongspanError(
-                    "engine.host-memory",
-                    f"the system will not lock {size:,} bytes of host memory (CUDA error {int(status)})",
-                    where="engine: anchors in host memory",
-                    fix='raise the limit of locked memory (ulimit -l), or set engine.farthest = "device"',
-                )
+                raise _refused(f"the system will not lock {size:,} bytes of host memory (CUDA error {int(status)})")
             # Unlocked before the mapping goes: the next one may get the same addresses.
             self.release = weakref.finalize(self, _unlock, self.bytes, device)
+
+
+def _refused(what: str) -> LongspanError:
+    return LongspanError(
+        "engine.host-memory",
+        what,
+        where="anchors, or states of the optimizer, in host memory",
+        fix="raise the limit of locked memory (ulimit -l), or keep them on the device with "
+        'engine.farthest = "device" and train.optimizer.states = "device"',
+    )
 
 
 def _unlock(memory: Tensor, device: torch.device) -> None:

@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from longspan.attention import online
+
 
 def norm(x: Float[Tensor, "t m"], weight: Float[Tensor, " m"], epsilon: float) -> Float[Tensor, "t m"]:
     """Root-mean-square norm, rounded as `longspan.model.decoder.Norm` rounds: before and after the weight."""
@@ -145,17 +147,14 @@ def cross_entropy_(
 def merge_(
     o_acc: Float[Tensor, "n s d"], lse_acc: Float[Tensor, "n s"], o: Float[Tensor, "n s d"], lse: Float[Tensor, "n s"]
 ) -> None:
-    """Merge attention over other keys into `o_acc` and `lse_acc`, as `longspan.attention.online.merge` does.
+    """Merge attention over other keys into `o_acc` and `lse_acc`, as `longspan.attention.online.merge_` does.
 
     The sums are float32 (float64 for float64); a part without keys has lse −inf, and finite outputs.
     """
     if kernels := _kernels(o_acc):
         kernels.merge_(o_acc, lse_acc, o, lse)
         return
-    empty = torch.isneginf(lse_acc) & torch.isneginf(lse)
-    difference = (lse - lse_acc).masked_fill(empty, 0.0)  # −inf − (−inf) would be NaN
-    o_acc += difference.sigmoid()[..., None] * (o - o_acc)
-    lse_acc.copy_(torch.logaddexp(lse_acc, lse))
+    online.merge_(o_acc, lse_acc, o, lse)
 
 
 def _kernels(x: Tensor) -> Any:

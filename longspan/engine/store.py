@@ -148,18 +148,17 @@ class Store:
             )
         if key in self._staged:  # the copy that used this buffer before must have read it
             self._compute.wait_event(self._staged[key])
-        tokens = tile.stop - tile.start
-        return self._staging[key][:tokens] if slot.shape.heads is None else self._staging[key][:, :tokens]
+        return self._staged_tile(slot, index)
 
     def commit(self, slot: Slot, index: int) -> None:
         """The tensor from `target` is complete (in the order of the compute stream)."""
         if slot.tier != "device" or slot.inner:
-            self.save(slot, index, self.target_again(slot, index))
+            self.save(slot, index, self._staged_tile(slot, index))
             if (event := slot.written[index]) is not None:
                 self._staged[(index % DEPTH, slot.shape)] = event
 
-    def target_again(self, slot: Slot, index: int) -> Tensor:
-        """What `target` gave, without waiting."""
+    def _staged_tile(self, slot: Slot, index: int) -> Tensor:
+        """What `target` gives of a slot elsewhere, without waiting."""
         tokens = self.tiles[index].stop - self.tiles[index].start
         staged = self._staging[(index % DEPTH, slot.shape)]
         return staged[:tokens] if slot.shape.heads is None else staged[:, :tokens]

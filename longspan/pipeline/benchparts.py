@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from longspan.attention.documents import runs_of
-from longspan.attention.schemes.base import Scheme, Traits
+from longspan.attention.schemes.base import Scheme
 from longspan.batch import Batch
 from longspan.model.decoder import Decoder
 from longspan.model.weights import load
@@ -25,8 +25,6 @@ THETA = 500_000.0  # of named shapes; a folder has its own
 
 class SkippedAttention(Scheme):
     """No attention at all: results of the right shapes, so that buffers, copies and linears can be tried alone."""
-
-    traits = Traits(sent_forward_bytes=0, sent_backward_bytes=0)
 
     def forward(self, q: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """q in place of attention's output."""

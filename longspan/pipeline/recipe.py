@@ -163,7 +163,7 @@ class Recipe(Settings):
         if self.lora is not None and self.model.new is not None:
             raise ValueError("lora adapts a model that is trained already; leave it out with [model.new]")
         if self.lora is not None and self.train.optimizer.weight_dtype != "float32":
-            raise ValueError("adapters are float32, which this optimizer does not train")
+            raise ValueError('adapters are float32: only train.optimizer.kind = "adamw" trains them')
         return self
 
     @classmethod

@@ -89,18 +89,23 @@ class Plan:
         )
 
 
-def refusal(work: Workload, settings: EngineSettings, short: Shortfall, *, longest_tokens: int) -> LongspanError:
-    """The error when nothing fits. It names the limit that the nearest candidate meets, and what would help."""
+def refusal(
+    work: Workload, settings: EngineSettings, short: Shortfall, *, longest_tokens: int, shared: bool = False
+) -> LongspanError:
+    """The error when nothing fits. It names the limit that the nearest candidate meets, and what would help.
+
+    `shared`: device and host are one memory, so what moves between them does not help.
+    """
     what = (
         f"{work.tokens:,} tokens do not fit: the nearest way ({describe(short.choice)}) needs "
         f"{gib(short.needed_bytes)} of {PLACES[short.tier]}, and {gib(short.there_bytes)} may be used"
     )
     fixes = [f"at most {longest_tokens:,} tokens at once"] if longest_tokens else []
-    fixes += _remedies(work, settings, short)
+    fixes += _remedies(work, settings, short, shared=shared)
     return LongspanError("plan.memory", what, where="recipe: engine", fix="; or ".join(fixes))
 
 
-def _remedies(work: Workload, settings: EngineSettings, short: Shortfall) -> list[str]:
+def _remedies(work: Workload, settings: EngineSettings, short: Shortfall, *, shared: bool) -> list[str]:
     states = work.states
     whole = not work.adapters
     found = {
@@ -109,10 +114,11 @@ def _remedies(work: Workload, settings: EngineSettings, short: Shortfall) -> lis
     }
     if short.tier == "device":
         found |= {
-            'engine.farthest = "host"': settings.farthest == "device",
+            'engine.farthest = "host"': settings.farthest == "device" and not shared,
             "leave engine.tile_tokens out": settings.tile_tokens is not None,
-            'optimizer.kind = "adamw8"': states.state_bytes >= 8,
-            'optimizer.update = "inside"': whole and states.state_bytes > 0 and not states.update_inside,
+            'train.optimizer.kind = "adamw8"': whole and states.state_bytes >= 8,
+            'train.optimizer.states = "host"': states.state_bytes > 0 and states.states_on == "device" and not shared,
+            'train.optimizer.update = "inside"': whole and states.state_bytes > 0 and not states.update_inside,
             "LoRA": whole,
         }
     elif short.tier == "host":

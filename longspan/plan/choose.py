@@ -38,7 +38,8 @@ def choose(work: Workload, settings: EngineSettings, machine: Machine) -> Plan:
         plans.append(_plan(work, found, machine))
     if not plans:
         nearest = min(failed, key=lambda short: short.needed_bytes - short.there_bytes)
-        raise refusal(work, settings, nearest, longest_tokens=_longest(work, settings, machine))
+        longest = _longest(work, settings, machine)
+        raise refusal(work, settings, nearest, longest_tokens=longest, shared=machine.shared)
     plans.sort(key=lambda plan: plan.seconds.total)  # what is kept away from the device may cost time
     best = _with_large_tiles(plans[0], work, settings, machine)
     cheaper = (plan for plan in plans[1:] if _all_bytes(plan) < 0.9 * _all_bytes(best))
@@ -122,7 +123,7 @@ def _placed(
     least = predict(work, away)
     must = int(MUST_SHARE * machine.device_bytes)
     if least.device_bytes > must:
-        return Shortfall(tier="device", needed_bytes=least.device_bytes, there_bytes=must, choice=choice)
+        return Shortfall(tier="device", needed_bytes=least.device_bytes, there_bytes=must, choice=away)
     other_host = least.host_bytes - least.host["anchors"]
     rooms = {
         "device": max(0, int(FILL_SHARE * machine.device_bytes) - least.device_bytes),
@@ -130,12 +131,19 @@ def _placed(
         "disk": int(DISK_SHARE * machine.disk_bytes) if settings.farthest == "disk" else 0,
     }
     if rooms["host"] < 0:
-        return _host_shortfall(other_host, choice, machine) or choice
-    placed = _fill(work, keys, [_Room(tier, rooms[tier]) for tier in TIERS], lossy=choice.lossy_anchors)
-    if isinstance(placed, int):
-        return _too_little(placed, least.host_bytes, rooms["device"], choice, settings, machine)
-    result = replace(choice, anchors=placed)
-    return _host_shortfall(predict(work, result).host_bytes, choice, machine) or result
+        return _host_shortfall(other_host, away, machine) or away
+    while True:
+        placed = _fill(work, keys, [_Room(tier, rooms[tier]) for tier in TIERS], lossy=choice.lossy_anchors)
+        if isinstance(placed, int):
+            far = replace(choice, anchors=_all(keys, settings.farthest))
+            return _too_little(placed, least.host_bytes, rooms["device"], far, settings, machine)
+        result = replace(choice, anchors=placed)
+        found = predict(work, result)
+        short = _host_shortfall(found.host_bytes, result, machine)
+        if short is None or not found.host["anchors"]:
+            return short or result
+        # The buffers of files lie in host memory too: what they need, other anchors leave to the disk.
+        rooms["host"] = found.host["anchors"] - (short.needed_bytes - short.there_bytes)
 
 
 def _all(keys: tuple[AnchorKey, ...], tier: Tier) -> tuple[Tier, ...]:

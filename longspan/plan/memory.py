@@ -144,21 +144,27 @@ class Parts:
 
     @property
     def _wide_sums(self) -> bool:
-        """Whether gradients are summed beside `.grad`: not for float32 weights and adapters that keep theirs."""
-        own = WIDE if self.work.adapters else self.work.states.weight_bytes
-        return own < WIDE or self.work.states.update_inside
+        """Whether gradients are summed beside `.grad`: not where that is float32 itself."""
+        return self._gradient_bytes < WIDE or self.work.states.update_inside
+
+    @property
+    def _gradient_bytes(self) -> int:
+        return WIDE if self.work.adapters else self.work.states.gradient_bytes
 
     # -- what lives as long as training -----------------------------------------------------------------------------
 
     @cached_property
     def states(self) -> Bytes:
-        """Weights, gradients, optimizer. Adapters are float32 beside the model's own weights."""
+        """Weights, gradients, optimizer. Adapters are float32 beside the model's own weights.
+
+        Autograd has all gradients at once, also where weights change inside the pass.
+        """
         states, work = self.work.states, self.work
-        of_gradient = WIDE if work.adapters else states.gradient_bytes
+        gone = states.update_inside and self.choice.keep != "everything"
         return {
             "weights": work.shape.parameters * states.weight_bytes,
             "adapters": (states.trainable or 0) * WIDE,
-            "gradients": 0 if states.update_inside else work.trainable * of_gradient,
+            "gradients": 0 if gone else work.trainable * self._gradient_bytes,
             "optimizer": work.state_bytes if states.states_on == "device" else 0,
         }
 

@@ -1,17 +1,16 @@
 """What the loop asks of an engine: a pass over one batch that gives its loss, and gradients to the weights."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from longspan.batch import Batch
+from longspan.engine.gradients import OnGradients
 from longspan.engine.step import forward_backward
 from longspan.model.decoder import Decoder
 from longspan.train.plan import StagePlan
-
-OnGradients = Callable[[Sequence[nn.Parameter], Sequence[Tensor]], None]
 
 
 class Pass(Protocol):

@@ -1,5 +1,6 @@
 """Anchors come back as they were written, from every tier, whole or by head, also when a slot is written again."""
 
+import errno
 import gc
 import os
 import threading
@@ -9,10 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from longspan.engine import hostmemory
 from longspan.engine.diskfile import DiskFile
 from longspan.engine.hostmemory import HostMemory, aligned, parse_cpu_list
 from longspan.engine.store import SlotShape, Store
-from longspan.utils.errors import StorageError
+from longspan.utils.errors import LongspanError, StorageError
 
 CPU = torch.device("cpu")
 TOKENS = SlotShape(None, (6,), torch.float32)
@@ -129,6 +131,17 @@ def test_what_is_too_small_for_the_next_engine_is_not_kept_beside_it():
     host.reset()
     host.reserve(aligned(200_000))
     assert host.taken_bytes == aligned(200_000)
+
+
+def test_host_memory_that_is_not_given_is_told(monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(hostmemory.mmap, "mmap", refuse)
+    with pytest.raises(LongspanError, match=r"will not give 8,192 bytes .*Cannot allocate memory") as error:
+        HostMemory(torch.device("cpu")).reserve(5000)
+    assert error.value.code == "engine.host-memory"
+    assert all(key in error.value.fix for key in ("engine.farthest", "train.optimizer.states"))
 
 
 @pytest.mark.filterwarnings("error")

@@ -76,6 +76,16 @@ def test_disk_is_used_only_when_it_is_allowed() -> None:
     assert found.memory.disk_bytes > 0
 
 
+@pytest.mark.parametrize("host", [4, 16, 34, 46, 64, 112, 130])
+@pytest.mark.parametrize("tokens", [2**18, 2**19])
+def test_buffers_of_files_find_room_beside_anchors_on_the_host(tokens: int, host: int) -> None:
+    machine = replace(H200, device_bytes=60 * GIB, host_bytes=host * GIB, disk_bytes=4096 * GIB)
+    found = plan(tokens, machine, keep="attention", segment=1, farthest="disk")
+    assert "disk" in found.choice.anchors
+    assert found.memory.host["buffers of files"] > 0
+    assert found.memory.host_bytes <= 0.9 * machine.host_bytes
+
+
 def test_settings_are_obeyed() -> None:
     found = plan(65_536, keep="inputs", segment=2, tile_tokens=1024, group=4, farthest="device")
     choice = found.choice
@@ -125,6 +135,28 @@ def test_refusals_name_the_limit_and_what_helps(
     assert f"of {words}, and" in error.value.what
     assert "may be used" in error.value.what
     assert fix in error.value.fix
+
+
+def test_refusals_offer_only_what_can_be_taken() -> None:
+    """Adapters are float32, which adamw8 does not train; on a CPU the host is the device."""
+
+    def fix(machine: Machine, trainable: int | None) -> str:
+        states = States(gradient_bytes=4, state_bytes=8, trainable=trainable)
+        with pytest.raises(LongspanError) as error:
+            choose(Workload(shape=LLAMA3_8B, tokens=2**23, states=states), EngineSettings(farthest="device"), machine)
+        return error.value.fix
+
+    states, host = 'train.optimizer.states = "host"', 'engine.farthest = "host"'
+    assert all(remedy in fix(H200, None) for remedy in (states, host, "adamw8", '"inside"', "LoRA"))
+    assert all(remedy in fix(H200, 1_000_000) for remedy in (states, host))
+    assert not any(remedy in fix(H200, 1_000_000) for remedy in ("adamw8", '"inside"', "LoRA"))
+    shared = Machine(device="cpu", device_bytes=16 * GIB, host_bytes=16 * GIB, disk_bytes=64 * GIB, shared=True)
+    assert not any(remedy in fix(shared, None) for remedy in (states, host))
+
+
+def test_a_refusal_says_where_anchors_would_lie() -> None:
+    with pytest.raises(LongspanError, match=r"64 on host\) needs .* of host memory"):
+        plan(2**18, replace(H200, host_bytes=8 * GIB), keep="attention", segment=1)
 
 
 def test_refusal_names_a_length_that_fits() -> None:

@@ -6,13 +6,17 @@ import pytest
 import torch
 from plan_shapes import LLAMA3_8B, cut
 
+from longspan.attention.schemes import local
+from longspan.engine import diskfile, store
 from longspan.engine.anchors import AnchorKey, anchor_keys
 from longspan.engine.hostmemory import HostMemory
 from longspan.engine.settings import EngineChoice, Tier
 from longspan.engine.store import SlotShape, Store
+from longspan.plan import memory
 from longspan.plan.account import describe
 from longspan.plan.memory import Prediction, anchor_bytes, predict
 from longspan.plan.workload import States, Workload
+from longspan.train import optimizer
 
 TOKENS = 65_536
 
@@ -75,13 +79,13 @@ def test_lossy_anchors_have_half_the_bytes() -> None:
 @pytest.mark.parametrize("lossy", [False, True])
 def test_the_store_takes_what_is_predicted(width: int, heads: int, head_dim: int, lossy: bool) -> None:
     shape = replace(LLAMA3_8B, width=width, heads=heads, kv_heads=1, head_dim=head_dim)
-    store = Store(torch.device("cpu"), tokens=8192, tile_tokens=4096, host=HostMemory(torch.device("cpu")))
+    places = Store(torch.device("cpu"), tokens=8192, tile_tokens=4096, host=HostMemory(torch.device("cpu")))
     x = SlotShape(None, (width,), torch.bfloat16, lossy=lossy)
     o = SlotShape(heads, (head_dim,), torch.bfloat16, lossy=lossy)
     lse = SlotShape(heads, (), torch.float32)
     for key, group in ((AnchorKey(0, "x"), (x,)), (AnchorKey(0, "o"), (o, lse))):
         predicted_bytes = anchor_bytes(shape, key, tokens=8192, element_bytes=2, lossy=lossy)
-        assert sum(store.host_bytes(part, "host") for part in group) == predicted_bytes
+        assert sum(places.host_bytes(part, "host") for part in group) == predicted_bytes
 
 
 def test_the_plan_says_that_anchors_are_lossy() -> None:
@@ -106,6 +110,26 @@ def test_states_of_a_parameter(states: States, weights: int, gradients: int, opt
     assert found["weights"] == weights * parameters
     assert found["gradients"] == gradients * parameters
     assert found["optimizer"] == pytest.approx(optimizer * parameters, abs=1)
+
+
+def test_autograd_has_all_gradients_at_once_also_where_weights_change_inside() -> None:
+    inside = States(gradient_bytes=4, state_bytes=2, update_inside=True)
+    found = predict(Workload(shape=LLAMA3_8B, tokens=1000, states=inside), EngineChoice(keep="everything"))
+    assert found.resident["gradients"] == 4 * LLAMA3_8B.parameters
+    assert predicted(choice_of(), states=inside).resident["gradients"] == 0
+
+
+def test_float32_gradients_of_bfloat16_weights_are_their_own_sums() -> None:
+    found = predicted(choice_of(), states=States(weight_bytes=2, gradient_bytes=4))
+    assert found.phases["backward tile"]["block's sums"] == found.phases["loss"]["head's sum"] == 0
+
+
+def test_numbers_that_stand_in_two_places_are_equal() -> None:
+    """The planner imports no torch, and so not the modules whose buffers it counts."""
+    assert memory.RING == store.DEPTH
+    assert memory.FILE_BUFFERS == diskfile.BUFFERS
+    assert memory.UPDATE_TILE == optimizer.TILE
+    assert memory.LONG_TOKENS == local.LONG_TOKENS
 
 
 def test_optimizer_on_the_host_leaves_the_device() -> None:
