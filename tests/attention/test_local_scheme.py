@@ -214,7 +214,3 @@ def test_a_wrong_pairing_of_heads_is_seen():
     o, lse, dq, dk, dv = through(Local(), (do, q, *crossed), runs=((0, 30),))
     found = (o, lse, dq, *(x.view(2, 2, 30, 8).sum(0) for x in (dk, dv)))
     assert min(errors(found, wanted(do, q, k, v))) > 0.1
-
-
-def test_traits_of_one_device():
-    assert Local.traits.sent_forward_bytes == Local.traits.sent_backward_bytes == 0

@@ -2,30 +2,36 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from longspan.attention.documents import Runs
-
-
-@dataclass(frozen=True, kw_only=True)
-class Traits:
-    """What a scheme costs, as plain numbers: bytes that a rank sends for one token of its own and one layer."""
-
-    sent_forward_bytes: int
-    sent_backward_bytes: int
+from longspan.attention.layout import Pieces
 
 
 @dataclass(frozen=True)
 class Scheme(ABC):
     """One way to spread attention. Its tensors are head-major: `[heads, T, d]` over the flattened tokens of a batch.
 
+    Of several ranks each has the T tokens that `layout` gives it, in that order, and every rank makes every call.
     Outputs may be views with any strides. Nothing is differentiable: the engine calls `backward` itself.
     """
 
-    traits: ClassVar[Traits]
+    @property
+    def ranks(self) -> int:
+        """Over how many ranks the tokens of a batch are spread."""
+        return 1
+
+    @property
+    def rank(self) -> int:
+        """Which of them this one is."""
+        return 0
+
+    def layout(self, length: int, rank: int) -> Pieces:  # noqa: ARG002
+        """The tokens that `rank` holds of a batch of `length`; on one device all."""
+        return ((0, length),) if length else ()
 
     @abstractmethod
     def forward(
@@ -39,7 +45,8 @@ class Scheme(ABC):
     ) -> tuple[Float[Tensor, "h T d"], Float[Tensor, "h T"]]:
         """Causal attention inside each run, and its log-sum-exp in float32 (float64 for float64).
 
-        `runs` cover the tokens one after another; `window` is the number of keys that a query sees, itself included.
+        `runs` cover the tokens of the whole batch, over all ranks, one after another; `window` is the number of keys
+        that a query sees, itself included.
         """
 
     @abstractmethod
@@ -56,3 +63,8 @@ class Scheme(ABC):
         window: int | None,
     ) -> tuple[Float[Tensor, "h T d"], Float[Tensor, "g T d"], Float[Tensor, "g T d"]]:
         """Gradients of q, k, v from what `forward` was given and gave."""
+
+
+def wide(x: Tensor) -> torch.dtype:
+    """The type in which partial results of x add up: float32, or float64 for float64."""
+    return torch.promote_types(x.dtype, torch.float32)

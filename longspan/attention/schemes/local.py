@@ -2,7 +2,6 @@
 
 import functools
 from dataclasses import dataclass
-from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -10,7 +9,7 @@ from torch import Tensor
 from longspan.attention.documents import Runs, cover, equal_groups, from_zero, stretches
 from longspan.attention.functional import Kernel, assemble, batched, tokens
 from longspan.attention.online import merge_
-from longspan.attention.schemes.base import Scheme, Traits
+from longspan.attention.schemes.base import Scheme
 from longspan.attention.selection import select
 from longspan.attention.walk import Merge, backward_in_parts, forward_in_blocks, parts_of
 
@@ -38,8 +37,6 @@ class Local(Scheme):
     Runs of `long_tokens` or more go forward in blocks of `block_tokens` queries, merged in float32 by `merge` or a
     faster twin of it, and backward in single query heads. `kernel` forces one kernel for everything.
     """
-
-    traits: ClassVar[Traits] = Traits(sent_forward_bytes=0, sent_backward_bytes=0)
 
     kernel: Kernel | None = None
     short_tokens: int = SHORT_TOKENS
@@ -80,6 +77,33 @@ class Local(Scheme):
         dq, dk, dv = assemble(parts, q.shape[1])
         return dq, dk, dv
 
+    # -- for schemes that bring keys from elsewhere ---------------------------------------------------------------
+
+    def full(
+        self, q: Float[Tensor, "h s d"], k: Float[Tensor, "g t d"], v: Float[Tensor, "g t d"]
+    ) -> tuple[Float[Tensor, "h s d"], Float[Tensor, "h s"]]:
+        """Every query sees every key: a part of attention, to be merged with others by `merge`."""
+        o, lse = self._kernel(q, k).forward(q[None], k[None], v[None], causal=False)
+        return o[0], lse[0]
+
+    def full_backward(
+        self,
+        do: Float[Tensor, "h s d"],
+        q: Float[Tensor, "h s d"],
+        k: Float[Tensor, "g t d"],
+        v: Float[Tensor, "g t d"],
+        o: Float[Tensor, "h s d"],
+        lse: Float[Tensor, "h s"],
+    ) -> tuple[Float[Tensor, "h s d"], Float[Tensor, "g t d"], Float[Tensor, "g t d"]]:
+        """The share of these keys in the gradients; o and lse are those over all keys."""
+        call = functools.partial(self._kernel(q, k).backward, causal=False)
+        rows = tuple(x[None] for x in (do, q, k, v, o, lse))
+        if max(q.shape[1], k.shape[1]) >= self.long_tokens:
+            dq, dk, dv = backward_in_parts(call, parts_of(rows[1], rows[2], rows=1, heads=1), *rows)
+        else:
+            dq, dk, dv = call(*rows)
+        return dq[0], dk[0], dv[0]
+
     def _plan(self, runs: Runs, length: int, window: int | None) -> tuple[int | None, tuple[Piece, ...]]:
         """The window, if it hides anything, and the pieces; under a window all documents go together."""
         if window is not None and window < max(stop - start for start, stop in runs):
@@ -90,7 +114,7 @@ class Local(Scheme):
 
     def _forward(self, piece: Piece, *tensors: Tensor, window: int | None) -> tuple[Tensor, ...]:
         q, k, v = (x[:, piece.start : piece.stop] for x in tensors)
-        kernel = self._kernel(q, k, piece, window=window)
+        kernel = self._kernel(q, k, window=window is not None, short=piece.together)
         if piece.together:
             return kernel.forward_documents(q, k, v, runs=piece.runs, window=window)
         (group,) = equal_groups(piece.runs)
@@ -105,7 +129,7 @@ class Local(Scheme):
 
     def _backward(self, piece: Piece, *tensors: Tensor, window: int | None) -> tuple[Tensor, ...]:
         do, q, k, v, o, lse = (x[:, piece.start : piece.stop] for x in tensors)
-        kernel = self._kernel(q, k, piece, window=window)
+        kernel = self._kernel(q, k, window=window is not None, short=piece.together)
         if piece.together:
             return kernel.backward_documents(do, q, k, v, o, lse, runs=piece.runs, window=window)
         (group,) = equal_groups(piece.runs)
@@ -120,15 +144,13 @@ class Local(Scheme):
             found = kernel.backward(*rows, causal=True)
         return tuple(tokens(x) for x in found)
 
-    def _kernel(self, q: Tensor, k: Tensor, piece: Piece, *, window: int | None) -> Kernel:
+    def _kernel(self, q: Tensor, k: Tensor, *, window: bool = False, short: bool = False) -> Kernel:
         return self.kernel or select(
-            q.device,
-            q.dtype,
-            head_dim=q.shape[2],
-            ratio=q.shape[0] // k.shape[0],
-            window=window is not None,
-            short=piece.together,
+            q.device, q.dtype, head_dim=q.shape[2], ratio=q.shape[0] // k.shape[0], window=window, short=short
         )
+
+
+ONE_DEVICE = Local()
 
 
 @functools.lru_cache(maxsize=8)

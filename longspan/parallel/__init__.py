@@ -1,0 +1,1 @@
+"""Many ranks: who is there, where each stands in the mesh, and what they send each other."""

@@ -1,0 +1,111 @@
+"""What runs on ranks in the tests of this folder."""
+
+import os
+import signal
+import time
+
+import torch
+
+from longspan.parallel.exchange import all_gather, all_reduce_, all_to_all, reduce_scatter, ring_step
+from longspan.parallel.mesh import AXES, Mesh
+from longspan.utils.errors import LongspanError
+
+TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.int64)
+
+
+def block(of, to, size, dtype):
+    """What rank `of` has for rank `to`: values that tell both."""
+    return (torch.arange(2 * size).view(2, size) + 20 * of + 5 * to).to(dtype)
+
+
+def exchanges(world):
+    """Every exchange with unequal sizes, empty ones too; the caller compares."""
+    ranks = world.launch.ranks
+    axis = world.axes(Mesh(ring=ranks))["ring"]
+    me, sizes = axis.rank, [(2 * rank + 3) % 4 for rank in range(ranks)]  # 3, 1, 3, 1
+    sizes[-1] = 0 if ranks > 1 else 3
+    found = {}
+    for dtype in TYPES:
+        before = (me - 1) % ranks
+        pending = ring_step(block(me, 0, sizes[me], dtype), axis, shape=(2, sizes[before]))
+        sent = [block(me, to, (me + to) % 3, dtype) for to in range(ranks)]
+        crossing = all_to_all(sent, axis, shapes=[(2, (me + of) % 3) for of in range(ranks)])
+        gathered = all_gather(block(me, 0, sizes[me], dtype), axis, sizes=sizes, dim=1)
+        shares = [block(me, to, sizes[to], dtype) for to in range(ranks)]
+        results = {
+            "ring": pending.wait(),
+            "all-to-all": crossing.wait(),
+            "gather": gathered.wait(),
+            "scatter": reduce_scatter(shares, axis, dim=1).wait(),
+            "reduce": all_reduce_(block(me, 0, 2, dtype), axis).wait(),
+        }
+        assert all(x.dtype == dtype for x in [results["ring"], *results["all-to-all"], results["scatter"]])
+        found[str(dtype)] = {
+            name: [x.double() for x in value] if isinstance(value, list) else value.double()
+            for name, value in results.items()
+        }
+    return found
+
+
+def not_contiguous(world):
+    """Views with odd strides travel as what they show."""
+    axis = world.axes(Mesh(ulysses=world.launch.ranks))["ulysses"]
+    x = (torch.arange(12.0).view(4, 3) + 100 * axis.rank).T
+    gathered = all_gather(x, axis, sizes=[4] * axis.size, dim=1).wait()
+    return ring_step(x, axis, shape=(3, 4)).wait(), gathered[-1], reduce_scatter([x] * axis.size, axis, dim=0).wait()
+
+
+def mesh_axes(world, mesh):
+    """The ranks that meet on each axis, as an exchange sees them."""
+    found = {}
+    for name, axis in world.axes(mesh).items():
+        me = torch.tensor([world.launch.rank])
+        parts = all_gather(me, axis, sizes=[1] * axis.size, dim=0).wait()
+        found[name] = (axis.rank, [int(part) for part in parts])
+    assert list(found) == list(AXES)
+    return found
+
+
+def wrong_mesh(world):
+    try:
+        world.axes(Mesh(ring=3))
+    except LongspanError as error:
+        return error.code, error.fix
+    return None
+
+
+def failing(world):
+    if world.launch.rank == 1:
+        raise ValueError("planted")
+    time.sleep(60)
+
+
+def losing(world, mesh, how, name):
+    """One rank is lost in the third of some exchanges; the others tell what they saw, and when."""
+    axis = world.axes(mesh)["ring"]
+    started = time.monotonic()
+    try:
+        for number in range(50):
+            if number == 2 and world.launch.rank == 1:
+                time.sleep(0.5)  # some beats of the pulse
+                lose(how)
+            step(name, axis, number)
+    except LongspanError as error:
+        return error.code, error.what, time.monotonic() - started
+    return None
+
+
+def lose(how):
+    if how == "asleep":
+        time.sleep(60)
+    os.kill(os.getpid(), {"killed": signal.SIGKILL, "stopped": signal.SIGSTOP}[how])
+
+
+def step(name, axis, number):
+    x, operation = torch.ones(4), f"{name} {number}"
+    if name == "ring":
+        ring_step(x, axis, shape=(4,), operation=operation).wait()
+    elif name == "gather":
+        all_gather(x, axis, sizes=[4] * axis.size, dim=0, operation=operation).wait()
+    else:
+        all_to_all([x] * axis.size, axis, shapes=[(4,)] * axis.size, operation=operation).wait()
