@@ -101,7 +101,7 @@ def _dispatch(verb: str, words: list[str], *, as_json: bool) -> tuple[int, dict[
     }
     if verb not in verbs:
         raise ConfigError("cli.verb", f"no verb {verb!r}", where="longspan", fix=_choose(verb, list(verbs)))
-    if verb not in RECIPE_VERBS and {"-h", "--help"} & set(words) and words[0] != "engine":
+    if verb not in RECIPE_VERBS and {"-h", "--help"} & set(words) and (verb, words[0]) != ("bench", "engine"):
         print(_usage(verb))
         return OK, {"status": "ok"}
     return verbs[verb](words, as_json)

@@ -97,7 +97,7 @@ class Engine:
         x = self._embed(batch.tokens.flatten())
         for segment in self._segments:
             for layer in segment:
-                x = self._forward(layer, x, work)
+                self._forward(layer, x, work)
         self.mark("loss")
         gradient = self._gradient or x
         total = self._loss(batch, x, gradient, gradients, divisor=divisor)
@@ -133,7 +133,7 @@ class Engine:
         )
 
     def _embed(self, tokens: Tensor) -> Slot:
-        """The residual stream in a device slot of its own: what blocks write when no anchor is at hand."""
+        """The residual stream, in a device slot of its own that every block overwrites."""
         residual = Slot(self._x, "device", tiles=len(self.store.tiles))
         residual.whole = torch.empty(self._x.of(len(tokens)), dtype=self._dtype, device=tokens.device)
         first = self._slots[AnchorKey(0, "x")][0]
@@ -143,8 +143,8 @@ class Engine:
             self.store.save(first, index, out)
         return residual
 
-    def _forward(self, layer: int, x: Slot, work: Work) -> Slot:
-        """One block of the forward pass; its anchors are kept as the policy wants. Where its output is comes back."""
+    def _forward(self, layer: int, x: Slot, work: Work) -> None:
+        """One block of the forward pass, its output in the place of x; anchors are kept as the policy wants."""
         run, store, anchors = self._pass(layer, work), self.store, self._forward_anchors(layer)
         below = self._anchor_x(layer)
         above = self._anchor_x(layer + 1) if layer + 1 < len(self._decoder.blocks) else None
@@ -160,7 +160,6 @@ class Engine:
                 store.save(above, index, out)
         if anchors is not None:
             run.settle_attention(anchors)
-        return x
 
     def _loss(
         self, batch: Batch, x: Slot, gradient: Slot, gradients: Gradients, *, divisor: float

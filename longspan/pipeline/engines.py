@@ -17,6 +17,8 @@ from longspan.train.plan import StagePlan
 from longspan.utils.files import read_json, write_json
 from longspan.utils.values import canonical_sha256
 
+PLANNER = 1  # raised when choices of before cannot be read or no longer mean the same
+
 
 def choices(job: Job) -> tuple[EngineChoice, ...]:
     """How the engine will run every stage; kept in the run folder, so that a run goes on as it began, to the bit.
@@ -26,8 +28,8 @@ def choices(job: Job) -> tuple[EngineChoice, ...]:
     works, file = [_workload(job, plan) for plan in job.plans], job.folder.engine
     machine = probe(job.device, folder=job.folder.path)
     # What is free differs from minute to minute, and another choice would round differently.
-    asked = [machine.device, job.recipe.engine.model_dump(mode="json"), [asdict(work) for work in works]]
-    question = canonical_sha256(asked)
+    settings = job.recipe.engine.model_dump(mode="json")
+    question = canonical_sha256([PLANNER, machine.device, settings, [asdict(work) for work in works]])
     known = read_json(file) if file.exists() else {}
     if known.get("question") == question:
         return tuple(_choice(value) for value in known["choices"])

@@ -6,19 +6,13 @@ FLOPs count what the engine runs, what it computes again included; over the peak
 linears count two (forward, gradient of the input) instead of three.
 """
 
-from collections.abc import Iterable, Sequence
-from itertools import pairwise
+from collections.abc import Sequence
 
 from longspan.engine.anchors import segments_of
 from longspan.engine.settings import EngineChoice
 from longspan.shape import ModelShape
 
 ATTENTION_BACKWARD = 2.5  # of a forward pass: five products instead of two
-
-
-def documents(spans: Iterable[Sequence[int]]) -> tuple[int, ...]:
-    """Lengths in tokens of all documents of a batch, from each row's borders `(0, …, S)`."""
-    return tuple(high - low for row in spans for low, high in pairwise(row))
 
 
 def attention_parameters(shape: ModelShape) -> int:
