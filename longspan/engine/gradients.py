@@ -5,6 +5,9 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from longspan.parallel.dist import Axis
+from longspan.parallel.exchange import all_reduce_
+
 OnGradients = Callable[[Sequence[nn.Parameter], Sequence[Tensor]], None]
 
 
@@ -12,11 +15,12 @@ class Gradients:
     """Accumulators of the parameters at work.
 
     A gradient that is float32 or wider is accumulated in `.grad`. A narrower one gets a float32 sum that is rounded
-    into `.grad` once, at `finish`. With `receiver` every sum goes there instead, and no `.grad` is made.
+    into `.grad` once, at `finish`. With `receiver` every sum goes there instead, and no `.grad` is made. Sums are first
+    added up over the ranks of `axes`, which all finish the same parameters in the same order.
     """
 
-    def __init__(self, receiver: OnGradients | None = None) -> None:
-        self._receiver = receiver
+    def __init__(self, receiver: OnGradients | None = None, *, axes: Sequence[Axis] = ()) -> None:
+        self._receiver, self._axes = receiver, axes
         self._sums: dict[nn.Parameter, Tensor] = {}
 
     def of(self, parameter: Tensor | None) -> Tensor | None:
@@ -26,7 +30,7 @@ class Gradients:
         assert isinstance(parameter, nn.Parameter)
         if parameter not in self._sums:
             wide = torch.promote_types(parameter.dtype, torch.float32)
-            if self._receiver is None and gradient_dtype(parameter) == wide:
+            if self._receiver is None and not self._axes and gradient_dtype(parameter) == wide:
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter, dtype=wide)
                 self._sums[parameter] = parameter.grad
@@ -37,6 +41,8 @@ class Gradients:
     def finish(self, parameters: Iterable[Tensor]) -> None:
         """These parameters' gradients are complete: hand them on and forget the sums."""
         done = [(w, self._sums.pop(w)) for w in parameters if isinstance(w, nn.Parameter) and w in self._sums]
+        for _, total in done:
+            add_up(total, self._axes)
         if self._receiver is not None:
             if done:
                 self._receiver([parameter for parameter, _ in done], [total for _, total in done])
@@ -46,6 +52,12 @@ class Gradients:
                 parameter.grad = total.to(gradient_dtype(parameter))
             elif parameter.grad is not total:
                 parameter.grad.add_(total)
+
+
+def add_up(total: Tensor, axes: Sequence[Axis]) -> None:
+    """The sum over the ranks of every axis, in place."""
+    for axis in axes:
+        all_reduce_(total, axis, operation="sum over ranks").wait()
 
 
 def gradient_dtype(parameter: nn.Parameter) -> torch.dtype:

@@ -1,6 +1,6 @@
 """The engine: loss and gradients of a batch, exact, with memory that hardly grows with its length."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,14 +9,14 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from longspan.attention.documents import runs_of
+from longspan.attention.documents import Runs, runs_of
 from longspan.attention.schemes.base import Scheme
 from longspan.attention.schemes.local import Local
 from longspan.batch import Batch
 from longspan.engine import pointwise
 from longspan.engine.anchors import AnchorKey, anchor_keys, segments_of
 from longspan.engine.block import Anchors, BlockPass, Readers, Work
-from longspan.engine.gradients import Gradients, OnGradients
+from longspan.engine.gradients import Gradients, OnGradients, add_up
 from longspan.engine.hostmemory import HostMemory
 from longspan.engine.linear import Linear
 from longspan.engine.loss import LossPass
@@ -24,7 +24,9 @@ from longspan.engine.precision import compute_dtype
 from longspan.engine.settings import EngineChoice
 from longspan.engine.store import Reader, Slot, SlotShape, Store
 from longspan.model.decoder import Block, Decoder
+from longspan.parallel.dist import Axis
 from longspan.rope.rotate import cos_sin
+from longspan.utils.errors import LongspanError
 
 
 class Engine:
@@ -32,6 +34,10 @@ class Engine:
 
     Memory for anchors and heads is taken when the engine is made and kept. `host` may be shared by engines that do not
     live at the same time. `mark` is called with the name of every phase, for a timeline.
+
+    A `scheme` over several ranks spreads the tokens: every rank has all weights and is given the same batch, works on
+    the tokens that the scheme gives it (`tokens` counts these), and ends with the loss and the gradients of the whole,
+    added up over `axes`: all axes of the mesh that the scheme or the data is spread over.
     """
 
     def __init__(
@@ -43,10 +49,11 @@ class Engine:
         host: HostMemory | None = None,
         folder: Path | None = None,
         scheme: Scheme | None = None,
+        axes: Sequence[Axis] = (),
     ) -> None:
         self._decoder, self._choice = decoder, choice
         self._dtype = compute_dtype(decoder)
-        self._scheme = scheme or Local(merge=pointwise.merge_)
+        self._scheme, self._axes = scheme or Local(merge=pointwise.merge_), axes
         self.mark: Callable[[str], None] = lambda _: None
         shape, device = decoder.shape, decoder.device
         self.host = host or HostMemory(device)
@@ -91,8 +98,10 @@ class Engine:
         `on_gradients`, gradients go there part by part (head, blocks from the top, embedding) instead of to `.grad`,
         and nowhere when the loss is not finite. Loss in nats, float64, on the device.
         """
+        runs = runs_of(batch.spans, batch.tokens.shape[1])
+        batch = own_tokens(batch, self._scheme)
         self.store.begin(batch.tokens.numel())
-        work, gradients = self._work(batch), Gradients(on_gradients)
+        work, gradients = self._work(batch, runs), Gradients(on_gradients, axes=self._axes)
         self.mark("forward")
         x = self._embed(batch.tokens.flatten())
         for segment in self._segments:
@@ -101,6 +110,7 @@ class Engine:
         self.mark("loss")
         gradient = self._gradient or x
         total = self._loss(batch, x, gradient, gradients, divisor=divisor)
+        add_up(total, self._axes)
         del x
         if on_gradients is not None and not bool(torch.isfinite(total)):
             return total
@@ -114,9 +124,8 @@ class Engine:
 
     # -- parts ----------------------------------------------------------------------------------------------------
 
-    def _work(self, batch: Batch) -> Work:
-        rows, length = batch.tokens.shape
-        total = rows * length
+    def _work(self, batch: Batch, runs: Runs) -> Work:
+        total = batch.tokens.numel()
         decoder, shape = self._decoder, self._decoder.shape
         positions = batch.positions.reshape(1, total)
         cos, sin = cos_sin(positions, decoder.frequencies, angle_dtype=decoder.angle_dtype)
@@ -125,7 +134,7 @@ class Engine:
         return Work(
             store=self.store,
             scheme=self._scheme,
-            runs=runs_of(batch.spans, length),
+            runs=runs,
             groups=tuple(slice(start, min(start + step, shape.kv_heads)) for start in starts),
             cos=cos[0],
             sin=sin[0],
@@ -262,3 +271,32 @@ class Engine:
         kept, working = AnchorKey(layer, "o"), AnchorKey(place, "o", working=True)
         o, lse = self._slots[kept if kept in self._slots else working]
         return Anchors(x=x, o=o, lse=lse)
+
+
+def own_tokens(batch: Batch, scheme: Scheme) -> Batch:
+    """The tokens of a batch that this rank works on, in the scheme's order, as one row; the borders stay the whole's.
+
+    Raises `LongspanError` (`engine.few-tokens`) when a rank would have none.
+    """
+    if scheme.ranks == 1:
+        return batch
+    total = batch.tokens.numel()
+    if any(not scheme.layout(total, rank) for rank in range(scheme.ranks)):
+        raise LongspanError(
+            "engine.few-tokens",
+            f"a batch of {total} tokens leaves some of {scheme.ranks} ranks without any",
+            where="engine: one pass over one batch",
+            fix="spread longer batches over so many ranks, and short ones over fewer",
+        )
+    pieces = scheme.layout(total, scheme.rank)
+
+    def cut(x: Tensor) -> Tensor:
+        return torch.cat([x.flatten()[start:stop] for start, stop in pieces])[None]
+
+    return Batch(
+        tokens=cut(batch.tokens),
+        targets=cut(batch.targets),
+        weights=cut(batch.weights),
+        positions=cut(batch.positions),
+        spans=batch.spans,
+    )
