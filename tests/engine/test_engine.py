@@ -5,6 +5,7 @@ import itertools
 
 import pytest
 import torch
+from engine_toys import plain_loss, toy_decoder
 from torch.nn import functional
 
 from longspan.batch import Batch
@@ -12,37 +13,10 @@ from longspan.engine import step
 from longspan.engine.prefill import extend, new_cache, prefill, token_nll
 from longspan.engine.step import forward_backward
 from longspan.model.cache import KVCache
-from longspan.model.decoder import Decoder
-from longspan.rope.frequencies import Frequencies
-from longspan.shape import ModelShape
 
 
 def tiny_decoder(*, tied=True, windows=(None, 5)):
-    shape = ModelShape(
-        family="llama",
-        layers=2,
-        width=24,
-        heads=4,
-        kv_heads=2,
-        head_dim=8,
-        mlp_width=40,
-        vocabulary=53,
-        norm_epsilon=1e-5,
-        tied=tied,
-        qkv_bias=True,
-        out_bias=False,
-        mlp_bias=False,
-        qk_norm=True,
-        windows=windows,
-        trained_length=64,
-    )
-    frequencies = Frequencies(theta=1e4, factors=(1.0,) * 4, attention_factor=1.0, length=64, trained_length=64)
-    decoder = Decoder(shape, frequencies)
-    decoder.initialise(3)
-    with torch.no_grad():  # larger weights, so that an error cannot hide in a nearly linear model
-        for weight in decoder.parameters():
-            weight.mul_(3) if weight.ndim > 1 else weight.add_(0.1)
-    return decoder
+    return toy_decoder(layers=2, tied=tied, windows=windows, qkv_bias=True, qk_norm=True)
 
 
 def ragged_batch(rows=3, length=21):
@@ -56,24 +30,13 @@ def ragged_batch(rows=3, length=21):
     return Batch(tokens=tokens[:, :-1], targets=tokens[:, 1:], weights=weights, positions=positions, spans=spans)
 
 
-def whole_logits_loss(decoder, batch):
-    """Each document alone through the plain decoder: an oracle for borders and positions, too."""
-    total = torch.zeros(())
-    for row, borders in enumerate(batch.spans):
-        for low, high in itertools.pairwise(borders):
-            logits = decoder(batch.tokens[row : row + 1, low:high])[0]
-            losses = functional.cross_entropy(logits, batch.targets[row, low:high], reduction="none")
-            total = total + (losses * batch.weights[row, low:high]).sum()
-    return total
-
-
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("tile", [7, 2048])
 def test_loss_and_every_gradient_equal_whole_logits(tied, tile, monkeypatch):
     monkeypatch.setattr(step, "LOSS_TILE_TOKENS", tile)
     decoder, batch = tiny_decoder(tied=tied), ragged_batch()
     oracle = copy.deepcopy(decoder)
-    want = whole_logits_loss(oracle, batch)
+    want = plain_loss(oracle, batch)
     (want / 17.5).backward()
     loss = forward_backward(decoder, batch, divisor=17.5)
     torch.testing.assert_close(loss, want.detach(), rtol=1e-5, atol=1e-6)
