@@ -195,7 +195,7 @@ class Cpu(Kernel):
             dq, dk, dv = op(do, q, k, v, o, lse, 0.0, causal)
             return dq, dk, dv
         dq = torch.empty_like(q)
-        dk, dv = (torch.zeros_like(x, dtype=_wide(x.dtype)) for x in (k, v))
+        dk, dv = (torch.zeros_like(x, dtype=wide(x)) for x in (k, v))
         for rows, keys, mask in self._windowed(q, window):
             queries = (x[:, :, rows] for x in (do, q))
             own = (o[:, :, rows], lse[:, :, rows])
@@ -224,7 +224,7 @@ class Reference(Kernel):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, window: int | None = None) -> Output:
         """Softmax of the scores of some queries at a time."""
         o = torch.empty_like(q)
-        lse = torch.empty(q.shape[:3], dtype=_wide(q.dtype), device=q.device)
+        lse = torch.empty(q.shape[:3], dtype=wide(q), device=q.device)
         for rows, keys in self._blocks(q, k, causal=causal, window=window):
             scores = self._scores(q[:, :, rows], k[:, :, keys], causal=causal, window=window)
             lse[:, :, rows] = scores.logsumexp(-1).flatten(1, 2)
@@ -244,18 +244,18 @@ class Reference(Kernel):
         window: int | None = None,
     ) -> Gradients:
         """The softmax is formed again from the scores and lse."""
-        wide, heads, kv_heads = _wide(q.dtype), q.shape[1], k.shape[1]
+        dtype, heads, kv_heads = wide(q), q.shape[1], k.shape[1]
         dq = torch.empty_like(q)
-        dk, dv = (torch.zeros_like(x, dtype=wide) for x in (k, v))
+        dk, dv = (torch.zeros_like(x, dtype=dtype) for x in (k, v))
         for rows, keys in self._blocks(q, k, causal=causal, window=window):
-            key, value = k[:, :, keys].to(wide), v[:, :, keys].to(wide)
+            key, value = k[:, :, keys].to(dtype), v[:, :, keys].to(dtype)
             scores = self._scores(q[:, :, rows], k[:, :, keys], causal=causal, window=window).flatten(2, 3)
-            p = torch.exp(scores - _gather(lse[:, :, rows, None].to(wide), kv_heads))
-            upstream = _gather(do[:, :, rows].to(wide), kv_heads)
-            delta = (upstream * _gather(o[:, :, rows].to(wide), kv_heads)).sum(-1, keepdim=True)
+            p = torch.exp(scores - _gather(lse[:, :, rows, None].to(dtype), kv_heads))
+            upstream = _gather(do[:, :, rows].to(dtype), kv_heads)
+            delta = (upstream * _gather(o[:, :, rows].to(dtype), kv_heads)).sum(-1, keepdim=True)
             ds = p * (upstream @ value.transpose(-1, -2) - delta) * q.shape[-1] ** -0.5
             dq[:, :, rows] = _spread(ds @ key, heads)
-            dk[:, :, keys] += ds.transpose(-1, -2) @ _gather(q[:, :, rows].to(wide), kv_heads)
+            dk[:, :, keys] += ds.transpose(-1, -2) @ _gather(q[:, :, rows].to(dtype), kv_heads)
             dv[:, :, keys] += p.transpose(-1, -2) @ upstream
         return dq, dk.to(k.dtype), dv.to(v.dtype)
 
@@ -270,8 +270,8 @@ class Reference(Kernel):
 
     def _scores(self, q: Tensor, k: Tensor, *, causal: bool, window: int | None) -> Tensor:
         """`[n, g, h/g, s, S]`, −inf where a query may not look."""
-        wide = _wide(q.dtype)
-        scores: Tensor = _gather(q.to(wide), k.shape[1]) @ k.to(wide).transpose(-1, -2) * q.shape[-1] ** -0.5
+        dtype = wide(q)
+        scores: Tensor = _gather(q.to(dtype), k.shape[1]) @ k.to(dtype).transpose(-1, -2) * q.shape[-1] ** -0.5
         scores = scores.view(*k.shape[:2], -1, q.shape[2], k.shape[2])
         if causal:
             seen = visible(q.shape[2], k.shape[2], window=window, device=q.device)
@@ -291,8 +291,9 @@ def _spread(x: Tensor, heads: int) -> Tensor:
     return x.reshape(n, heads, rows * kv_heads // heads, width)
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
+def wide(x: Tensor) -> torch.dtype:
+    """The type in which partial results of x add up: float32, or float64 for float64."""
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 def straight(x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from longspan.attention.functional import Gradients, Kernel
+from longspan.attention.functional import Gradients, Kernel, wide
 from longspan.attention.online import merge_
 
 Merge = Callable[[Tensor, Tensor, Tensor, Tensor], None]  # `merge_` of `online` or a twin of it, any strides
@@ -25,7 +25,7 @@ def forward_in_blocks(
 ) -> tuple[Float[Tensor, "n h s d"], Float[Tensor, "n h s"]]:
     """Causal attention of whole rows: for each block of queries its own square and all keys before it, merged."""
     o = torch.empty_like(q)
-    lse = q.new_empty(q.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32))
+    lse = q.new_empty(q.shape[:3], dtype=wide(q))
     for own in blocks_of(q.shape[2], block):
         before = keys_before(own, block)
         o[:, :, own], lse[:, :, own] = _block(kernel, q, k, v, own, before, merge=merge)
@@ -99,9 +99,8 @@ def backward_in_parts(
     lse: Float[Tensor, "n h s"],
 ) -> tuple[Float[Tensor, "n h s d"], Float[Tensor, "n g S d"], Float[Tensor, "n g S d"]]:
     """One call for each part. What several parts give to one KV head adds up in float32 and is rounded once."""
-    wide = torch.promote_types(q.dtype, torch.float32)
     dq = torch.zeros_like(q)
-    dk, dv = (torch.zeros_like(x, dtype=wide) for x in (k, v))
+    dk, dv = (torch.zeros_like(x, dtype=wide(x)) for x in (k, v))
     for part in parts:
         mine, keys = (part.rows, part.heads), (part.rows, part.kv_heads)
         shares = backward(do[mine], q[mine], k[keys], v[keys], o[mine], lse[mine])

@@ -45,10 +45,7 @@ class Linear:
     ) -> Float[Tensor, "t wide"]:
         """The gradient of x, added in place to `add_to` where it is given; those of the weights go to `gradients`."""
         self.backward_weights(dy, x, gradients)
-        dx = torch.mm(dy, self._weight) if add_to is None else add_to.addmm_(dy, self._weight)
-        if self._adapter is not None:
-            dx.addmm_(dy @ self._up, self._down, alpha=self._adapter.scale)
-        return dx
+        return self.backward_input(dy, add_to=add_to)
 
     def backward_weights(self, dy: Float[Tensor, "t out"], x: Float[Tensor, "t wide"], gradients: Gradients) -> None:
         """Only the gradients of weight, bias and adapter."""
@@ -63,9 +60,9 @@ class Linear:
         if (total := gradients.of(self._adapter.down)) is not None:
             add_product(total, (dy @ self._up).mul_(self._adapter.scale), x)
 
-    def backward_input(self, dy: Float[Tensor, "t out"]) -> Float[Tensor, "t wide"]:
+    def backward_input(self, dy: Float[Tensor, "t out"], *, add_to: Tensor | None = None) -> Float[Tensor, "t wide"]:
         """Only the gradient of x."""
-        dx = torch.mm(dy, self._weight)
+        dx = torch.mm(dy, self._weight) if add_to is None else add_to.addmm_(dy, self._weight)
         if self._adapter is not None:
             dx.addmm_(dy @ self._up, self._down, alpha=self._adapter.scale)
         return dx

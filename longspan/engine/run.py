@@ -252,10 +252,8 @@ class Engine:
 
     def _anchor_x(self, layer: int) -> Slot | None:
         """Where the forward pass puts a layer's input: its own anchor, or a working one in the top segment."""
-        if (own := self._slots.get(AnchorKey(layer, "x"))) is not None:
-            return own[0]
-        top = self._segments[-1]
-        return self._slots[AnchorKey(layer - top.start, "x", working=True)][0] if layer in top else None
+        kept = AnchorKey(layer, "x") in self._slots or layer in self._segments[-1]
+        return self._anchors(layer).x if kept else None
 
     def _forward_anchors(self, layer: int) -> Anchors | None:
         """The slots that the forward pass fills with a layer's attention, if it keeps it."""
@@ -290,13 +288,4 @@ def own_tokens(batch: Batch, scheme: Scheme) -> Batch:
         )
     pieces = scheme.layout(total, scheme.rank)
 
-    def cut(x: Tensor) -> Tensor:
-        return torch.cat([x.flatten()[start:stop] for start, stop in pieces])[None]
-
-    return Batch(
-        tokens=cut(batch.tokens),
-        targets=cut(batch.targets),
-        weights=cut(batch.weights),
-        positions=cut(batch.positions),
-        spans=batch.spans,
-    )
+    return batch.changed(lambda x: torch.cat([x.flatten()[start:stop] for start, stop in pieces])[None])

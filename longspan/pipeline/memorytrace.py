@@ -1,15 +1,14 @@
 """Watching memory while a step runs: a thread that samples, and marks where phases begin."""
 
-import os
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import torch
 
+from longspan.pipeline.benchparts import resident_bytes
 from longspan.report.timeline import MemoryTrace
 
 EVERY_SECONDS = 0.002
@@ -19,8 +18,7 @@ def memory_in_use(device: torch.device) -> Callable[[], int]:
     """Bytes in use now: of live tensors on a GPU, of the process's pages elsewhere."""
     if device.type == "cuda":
         return lambda: torch.cuda.memory_allocated(device)
-    page = os.sysconf("SC_PAGE_SIZE")
-    return lambda: int(Path("/proc/self/statm").read_text().split()[1]) * page
+    return resident_bytes
 
 
 class MemoryWatch:

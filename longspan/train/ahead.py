@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
@@ -52,19 +51,9 @@ class RowsAhead:
 
     def _made(self, request: Request) -> Batch:
         batch = self._build(*request)
-        return _changed(batch, torch.Tensor.pin_memory) if self._pin else batch
+        return batch.changed(torch.Tensor.pin_memory) if self._pin else batch
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """The batch on the device; what is in page-locked memory is copied while the host goes on."""
-    return _changed(batch, lambda tensor: tensor.to(device, non_blocking=True))
-
-
-def _changed(batch: Batch, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
-    return replace(
-        batch,
-        tokens=change(batch.tokens),
-        targets=change(batch.targets),
-        weights=change(batch.weights),
-        positions=change(batch.positions),
-    )
+    return batch.changed(lambda tensor: tensor.to(device, non_blocking=True))

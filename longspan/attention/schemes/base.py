@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -63,8 +62,3 @@ class Scheme(ABC):
         window: int | None,
     ) -> tuple[Float[Tensor, "h T d"], Float[Tensor, "g T d"], Float[Tensor, "g T d"]]:
         """Gradients of q, k, v from what `forward` was given and gave."""
-
-
-def wide(x: Tensor) -> torch.dtype:
-    """The type in which partial results of x add up: float32, or float64 for float64."""
-    return torch.promote_types(x.dtype, torch.float32)

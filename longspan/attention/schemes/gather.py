@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from longspan.attention.documents import Runs
+from longspan.attention.functional import wide
 from longspan.attention.layout import (
     Pieces,
     Placed,
@@ -21,7 +22,7 @@ from longspan.attention.layout import (
     tokens_of,
     zigzag,
 )
-from longspan.attention.schemes.base import Scheme, wide
+from longspan.attention.schemes.base import Scheme
 from longspan.attention.schemes.local import ONE_DEVICE, Local
 from longspan.parallel.dist import ALONE, Axis
 from longspan.parallel.exchange import all_gather, reduce_scatter

@@ -7,8 +7,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from longspan.attention.documents import Runs
+from longspan.attention.functional import wide
 from longspan.attention.layout import Pieces, hiding, local_runs, rectangles, tokens_of, zigzag
-from longspan.attention.schemes.base import Scheme, wide
+from longspan.attention.schemes.base import Scheme
 from longspan.attention.schemes.local import ONE_DEVICE, Local
 from longspan.parallel.dist import ALONE, Axis
 from longspan.parallel.exchange import Pending, ring_step

@@ -9,9 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from longspan.attention.documents import Runs
+from longspan.attention.functional import wide
 from longspan.attention.heads import HeadGeometry
 from longspan.attention.layout import Pieces, share, tokens_of
-from longspan.attention.schemes.base import Scheme, wide
+from longspan.attention.schemes.base import Scheme
 from longspan.attention.schemes.local import ONE_DEVICE
 from longspan.parallel.dist import ALONE, Axis
 from longspan.parallel.exchange import Pending, all_to_all
