@@ -94,12 +94,6 @@ class BlockPass:
         self._store.save(anchors.o, index, self._work.q[:, tile])
         self._store.save(anchors.lse, index, self._work.lse[:, tile])
 
-    def settle_attention(self, anchors: Anchors) -> None:
-        """Let the next work on q wait for what `save_attention` still copies."""
-        for index in range(len(self._store.tiles)):
-            self._store.settle(anchors.o, index)
-            self._store.settle(anchors.lse, index)
-
     def rest(self, x: Float[Tensor, "t m"], o: Float[Tensor, "h t d"], *, out: Float[Tensor, "t m"]) -> None:
         """The block's output for one tile; `out` may be x."""
         h = self.o(pointwise.heads_to_tokens(o), add_to=x)

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from longspan.parallel.dist import Axis
-from longspan.parallel.exchange import all_reduce_
+from longspan.parallel.exchange import Pending
+from longspan.parallel.weights import Weights
 
 OnGradients = Callable[[Sequence[nn.Parameter], Sequence[Tensor]], None]
 
@@ -15,34 +15,44 @@ class Gradients:
     """Accumulators of the parameters at work.
 
     A gradient that is float32 or wider is accumulated in `.grad`. A narrower one gets a float32 sum that is rounded
-    into `.grad` once, at `finish`. With `receiver` every sum goes there instead, and no `.grad` is made. Sums are first
-    added up over the ranks of `axes`, which all finish the same parameters in the same order.
+    into `.grad` once, at `finish`. With `receiver` every sum goes there instead, and no `.grad` is made. Over several
+    ranks, which all finish the same parameters in the same order, sums are added up under the work on the next ones,
+    and only then they, or this rank's rows of them, are handed on. Given are the parameters that this rank keeps.
     """
 
-    def __init__(self, receiver: OnGradients | None = None, *, axes: Sequence[Axis] = ()) -> None:
-        self._receiver, self._axes = receiver, axes
+    def __init__(self, weights: Weights, receiver: OnGradients | None = None) -> None:
+        self._weights, self._receiver = weights, receiver
         self._sums: dict[nn.Parameter, Tensor] = {}
+        self._coming: list[tuple[nn.Parameter, Pending[Tensor]]] = []
 
     def of(self, parameter: Tensor | None) -> Tensor | None:
-        """The accumulator of a parameter, of its shape; None for one that is frozen or absent."""
+        """The accumulator of a parameter, of its whole shape; None for one that is frozen or absent."""
         if parameter is None or not parameter.requires_grad:
             return None
         assert isinstance(parameter, nn.Parameter)
-        if parameter not in self._sums:
-            wide = torch.promote_types(parameter.dtype, torch.float32)
-            if self._receiver is None and not self._axes and gradient_dtype(parameter) == wide:
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter, dtype=wide)
-                self._sums[parameter] = parameter.grad
+        home = self._weights.home(parameter)
+        if home not in self._sums:
+            wide = torch.promote_types(home.dtype, torch.float32)
+            if self._receiver is None and self._weights.alone and gradient_dtype(home) == wide:
+                if home.grad is None:
+                    home.grad = torch.zeros_like(home, dtype=wide)
+                self._sums[home] = home.grad
             else:
-                self._sums[parameter] = torch.zeros_like(parameter, dtype=wide)
-        return self._sums[parameter]
+                self._sums[home] = torch.zeros(parameter.shape, dtype=wide, device=home.device)
+        return self._sums[home]
 
     def finish(self, parameters: Iterable[Tensor]) -> None:
-        """These parameters' gradients are complete: hand them on and forget the sums."""
-        done = [(w, self._sums.pop(w)) for w in parameters if isinstance(w, nn.Parameter) and w in self._sums]
-        for _, total in done:
-            add_up(total, self._axes)
+        """These parameters' gradients are complete: add them up, hand on those of before, and forget the sums."""
+        homes = [self._weights.home(w) for w in parameters if isinstance(w, nn.Parameter)]
+        coming = [(home, self._weights.reduce(self._sums.pop(home))) for home in homes if home in self._sums]
+        self.hand_on()
+        self._coming = coming
+        if self._weights.alone:
+            self.hand_on()
+
+    def hand_on(self) -> None:
+        """Give away what has been added up."""
+        done, self._coming = [(home, pending.wait()) for home, pending in self._coming], []
         if self._receiver is not None:
             if done:
                 self._receiver([parameter for parameter, _ in done], [total for _, total in done])
@@ -52,12 +62,6 @@ class Gradients:
                 parameter.grad = total.to(gradient_dtype(parameter))
             elif parameter.grad is not total:
                 parameter.grad.add_(total)
-
-
-def add_up(total: Tensor, axes: Sequence[Axis]) -> None:
-    """The sum over the ranks of every axis, in place."""
-    for axis in axes:
-        all_reduce_(total, axis, operation="sum over ranks").wait()
 
 
 def gradient_dtype(parameter: nn.Parameter) -> torch.dtype:

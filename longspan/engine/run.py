@@ -1,12 +1,13 @@
 """The engine: loss and gradients of a batch, exact, with memory that hardly grows with its length."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from longspan.attention.documents import Runs, runs_of
@@ -16,7 +17,7 @@ from longspan.batch import Batch
 from longspan.engine import pointwise
 from longspan.engine.anchors import AnchorKey, anchor_keys, segments_of
 from longspan.engine.block import Anchors, BlockPass, Readers, Work
-from longspan.engine.gradients import Gradients, OnGradients, add_up
+from longspan.engine.gradients import Gradients, OnGradients
 from longspan.engine.hostmemory import HostMemory
 from longspan.engine.linear import Linear
 from longspan.engine.loss import LossPass
@@ -24,7 +25,7 @@ from longspan.engine.precision import compute_dtype
 from longspan.engine.settings import EngineChoice
 from longspan.engine.store import Reader, Slot, SlotShape, Store
 from longspan.model.decoder import Block, Decoder
-from longspan.parallel.dist import Axis
+from longspan.parallel.weights import Weights, Whole
 from longspan.rope.rotate import cos_sin
 from longspan.utils.errors import LongspanError
 
@@ -35,9 +36,9 @@ class Engine:
     Memory for anchors and heads is taken when the engine is made and kept. `host` may be shared by engines that do not
     live at the same time. `mark` is called with the name of every phase, for a timeline.
 
-    A `scheme` over several ranks spreads the tokens: every rank has all weights and is given the same batch, works on
-    the tokens that the scheme gives it (`tokens` counts these), and ends with the loss and the gradients of the whole,
-    added up over `axes`: all axes of the mesh that the scheme or the data is spread over.
+    A `scheme` over several ranks spreads the tokens: ranks that share a row are given the same batch, and each works on
+    the tokens that the scheme gives it (`tokens` counts these). `weights` says where parameters lie, whole on this rank
+    unless told; all ranks end with the loss of the whole, and each with the gradients of what it keeps.
     """
 
     def __init__(
@@ -49,11 +50,11 @@ class Engine:
         host: HostMemory | None = None,
         folder: Path | None = None,
         scheme: Scheme | None = None,
-        axes: Sequence[Axis] = (),
+        weights: Weights | None = None,
     ) -> None:
         self._decoder, self._choice = decoder, choice
         self._dtype = compute_dtype(decoder)
-        self._scheme, self._axes = scheme or Local(merge=pointwise.merge_), axes
+        self._scheme, self._weights = scheme or Local(merge=pointwise.merge_), weights or Whole(decoder)
         self.mark: Callable[[str], None] = lambda _: None
         shape, device = decoder.shape, decoder.device
         self.host = host or HostMemory(device)
@@ -63,6 +64,7 @@ class Engine:
         self._x = SlotShape(None, (shape.width,), self._dtype)
         self._o = SlotShape(shape.heads, (shape.head_dim,), self._dtype)
         self._lse = SlotShape(shape.heads, (), wide)
+        self._blocks = [block for block in decoder.blocks if isinstance(block, Block)]
         self._segments = segments_of(shape.layers, choice.segment)
         self._slots = self._take_slots()
         kv = (shape.kv_heads, tokens, shape.head_dim)
@@ -96,21 +98,21 @@ class Engine:
 
         `divisor` is the sum of target weights of the whole optimizer step, over all micro-batches and ranks. With
         `on_gradients`, gradients go there part by part (head, blocks from the top, embedding) instead of to `.grad`,
-        and nowhere when the loss is not finite. Loss in nats, float64, on the device.
+        and nowhere when the loss is not finite. Both are of the parameters that this rank keeps. Loss in nats, float64,
+        on the device.
         """
         runs = runs_of(batch.spans, batch.tokens.shape[1])
         batch = own_tokens(batch, self._scheme)
         self.store.begin(batch.tokens.numel())
-        work, gradients = self._work(batch, runs), Gradients(on_gradients, axes=self._axes)
+        work, gradients = self._work(batch, runs), Gradients(self._weights, on_gradients)
         self.mark("forward")
         x = self._embed(batch.tokens.flatten())
-        for segment in self._segments:
-            for layer in segment:
-                self._forward(layer, x, work)
+        for layer in range(len(self._blocks)):
+            self._forward(layer, x, work)
         self.mark("loss")
         gradient = self._gradient or x
         total = self._loss(batch, x, gradient, gradients, divisor=divisor)
-        add_up(total, self._axes)
+        self._weights.add_up(total)
         del x
         if on_gradients is not None and not bool(torch.isfinite(total)):
             return total
@@ -119,6 +121,7 @@ class Engine:
         self._backward(work, gradient, gradients)
         self.mark("embedding")
         self._embed_backward(batch.tokens.flatten(), gradient, gradients)
+        gradients.hand_on()
         self.mark("end")
         return total
 
@@ -145,43 +148,53 @@ class Engine:
         """The residual stream, in a device slot of its own that every block overwrites."""
         residual = Slot(self._x, "device", tiles=len(self.store.tiles))
         residual.whole = torch.empty(self._x.of(len(tokens)), dtype=self._dtype, device=tokens.device)
-        first = self._slots[AnchorKey(0, "x")][0]
-        for index, tile in enumerate(self.store.tiles):
-            out = residual.device_tile(tile)
-            out.copy_(functional.embedding(tokens[tile], self._decoder.embed.weight))
-            self.store.save(first, index, out)
+        first, embed = self._slots[AnchorKey(0, "x")][0], self._decoder.embed
+        with self._weights.at_hand(embed, following=self._blocks[0]):
+            for index, tile in enumerate(self.store.tiles):
+                out = residual.device_tile(tile)
+                out.copy_(functional.embedding(tokens[tile], embed.weight))
+                self.store.save(first, index, out)
         return residual
 
     def _forward(self, layer: int, x: Slot, work: Work) -> None:
         """One block of the forward pass, its output in the place of x; anchors are kept as the policy wants."""
-        run, store, anchors = self._pass(layer, work), self.store, self._forward_anchors(layer)
-        below = self._anchor_x(layer)
-        above = self._anchor_x(layer + 1) if layer + 1 < len(self._decoder.blocks) else None
-        run.attention(store.read_tiles(x))
-        for index, (x_tile,) in enumerate(store.read_tiles(x)):
-            if anchors is not None:
-                run.save_attention(anchors, index)
-            if below is not None:
-                store.settle(below, index)  # x's tile is about to be overwritten
-            out = x.device_tile(store.tiles[index])
-            run.rest(x_tile, work.q[:, store.tiles[index]], out=out)
-            if above is not None:
-                store.save(above, index, out)
+        store, anchors, below = self.store, self._forward_anchors(layer), self._anchor_x(layer)
+        top = layer + 1 == len(self._blocks)
+        above = None if top else self._anchor_x(layer + 1)
+        following = self._decoder.norm if top else self._blocks[layer + 1]
+        with self._pass(layer, work, following=following) as run:
+            run.attention(store.read_tiles(x))
+            for index, (x_tile,) in enumerate(store.read_tiles(x)):
+                if anchors is not None:
+                    run.save_attention(anchors, index)
+                if below is not None:
+                    store.settle(below, index)  # x's tile is about to be overwritten
+                out = x.device_tile(store.tiles[index])
+                run.rest(x_tile, work.q[:, store.tiles[index]], out=out)
+                if above is not None:
+                    store.save(above, index, out)
         if anchors is not None:
-            run.settle_attention(anchors)
+            self._settle_attention(anchors)
 
     def _loss(
         self, batch: Batch, x: Slot, gradient: Slot, gradients: Gradients, *, divisor: float
     ) -> Float[Tensor, ""]:
-        decoder, store = self._decoder, self.store
-        head = Linear(decoder.embed if decoder.shape.tied else decoder.head, self._dtype)
-        loss = LossPass(
-            head, decoder.norm, targets=batch.targets.flatten(), weights=batch.weights.flatten(), divisor=divisor
-        )
-        for index, tile in enumerate(store.tiles):
-            out = store.target(gradient, index)
-            loss.backward(x.device_tile(tile), tile, gradients, loss_tile_tokens=self._choice.loss_tile_tokens, out=out)
-            store.commit(gradient, index)
+        norm, store, weights = self._decoder.norm, self.store, self._weights
+        end = self._decoder.embed if self._decoder.shape.tied else self._decoder.head
+        with weights.at_hand(norm, following=end), weights.at_hand(end, following=self._blocks[-1]):
+            loss = LossPass(
+                Linear(end, self._dtype),
+                norm,
+                targets=batch.targets.flatten(),
+                weights=batch.weights.flatten(),
+                divisor=divisor,
+            )
+            for index, tile in enumerate(store.tiles):
+                out = store.target(gradient, index)
+                loss.backward(
+                    x.device_tile(tile), tile, gradients, loss_tile_tokens=self._choice.loss_tile_tokens, out=out
+                )
+                store.commit(gradient, index)
         return loss.total
 
     def _backward(self, work: Work, gradient: Slot, gradients: Gradients) -> None:
@@ -201,29 +214,42 @@ class Engine:
                     second=store.read_tiles(anchors.x, gradient),
                     following=following,
                 )
-                self._pass(layer, work).backward(gradient, do, gradients, readers)
-                gradients.finish(self._decoder.blocks[layer].parameters())
+                with self._pass(layer, work, following=self._below(layer, number)) as run:
+                    run.backward(gradient, do, gradients, readers)
+                gradients.finish(self._blocks[layer].parameters())
                 reader = following
+
+    def _below(self, layer: int, segment: int) -> Block | None:
+        """The block that works after the backward pass of a layer: in its segment, or where the next one begins."""
+        if layer > self._segments[segment].start:
+            return self._blocks[layer - 1]
+        return self._blocks[self._segments[segment - 1].start] if segment else None
 
     def _restore(self, segment: range, work: Work) -> None:
         """Make what the blocks of a segment need for their backward pass out of what was kept."""
-        store = self.store
+        again = self._choice.keep == "inputs"
         for layer in segment:
-            anchors, run, last = self._anchors(layer), self._pass(layer, work), layer == segment[-1]
-            if self._choice.keep == "inputs":
-                run.attention(store.read_tiles(anchors.x))
-                for index in range(len(store.tiles)):
-                    run.save_attention(anchors, index)
-            if last:
-                run.settle_attention(anchors)
-                return
-            above = self._anchors(layer + 1).x
-            slots = (anchors.x,) if self._choice.keep == "inputs" else (anchors.x, anchors.o)
-            for index, (x, *kept) in enumerate(store.read_tiles(*slots)):
-                o = kept[0] if kept else work.q[:, store.tiles[index]]
-                run.rest(x, o, out=store.target(above, index))
-                store.commit(above, index)
-            run.settle_attention(anchors)
+            last = layer == segment[-1]
+            if again or not last:
+                with self._pass(layer, work, following=self._blocks[layer if last else layer + 1]) as run:
+                    self._restore_block(run, work, layer, last=last)
+            self._settle_attention(self._anchors(layer))
+
+    def _restore_block(self, run: BlockPass, work: Work, layer: int, *, last: bool) -> None:
+        """A block's attention if it was not kept, and the input of the one above it."""
+        store, anchors, again = self.store, self._anchors(layer), self._choice.keep == "inputs"
+        if again:
+            run.attention(store.read_tiles(anchors.x))
+            for index in range(len(store.tiles)):
+                run.save_attention(anchors, index)
+        if last:
+            return
+        above = self._anchors(layer + 1).x
+        slots = (anchors.x,) if again else (anchors.x, anchors.o)
+        for index, (x, *kept) in enumerate(store.read_tiles(*slots)):
+            o = kept[0] if kept else work.q[:, store.tiles[index]]
+            run.rest(x, o, out=store.target(above, index))
+            store.commit(above, index)
 
     def _embed_backward(self, tokens: Tensor, gradient: Slot, gradients: Gradients) -> None:
         weight = self._decoder.embed.weight
@@ -241,10 +267,18 @@ class Engine:
 
     # -- anchors --------------------------------------------------------------------------------------------------
 
-    def _pass(self, layer: int, work: Work) -> BlockPass:
-        block = self._decoder.blocks[layer]
-        assert isinstance(block, Block)
-        return BlockPass(block, work, dtype=self._dtype)
+    @contextmanager
+    def _pass(self, layer: int, work: Work, *, following: nn.Module | None) -> Iterator[BlockPass]:
+        """A block at work, its weights at hand, and those of `following` on their way."""
+        block = self._blocks[layer]
+        with self._weights.at_hand(block, following=following):
+            yield BlockPass(block, work, dtype=self._dtype)
+
+    def _settle_attention(self, anchors: Anchors) -> None:
+        """Let the next work on q wait for what `BlockPass.save_attention` still copies."""
+        for index in range(len(self.store.tiles)):
+            self.store.settle(anchors.o, index)
+            self.store.settle(anchors.lse, index)
 
     def _first_reader(self, layer: int, gradient: Slot) -> Reader:
         anchors = self._anchors(layer)

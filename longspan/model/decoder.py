@@ -134,6 +134,11 @@ class Decoder(nn.Module):
         return self.embed.weight.device
 
     @property
+    def parts(self) -> list[nn.Module]:
+        """What holds the weights, in the order in which it works: embedding, blocks, last norm, head unless tied."""
+        return [self.embed, *self.blocks, self.norm, *([] if self.shape.tied else [self.head])]
+
+    @property
     def adapters(self) -> dict[str, Adapter]:
         """Every adapter by the name of its projection, such as `blocks.0.q`; `longspan.model.lora` puts them there."""
         return {

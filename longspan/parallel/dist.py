@@ -13,7 +13,7 @@ from datetime import timedelta
 
 import torch
 from torch import distributed
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.distributed_c10d import PrefixStore, Store, _get_default_store, _set_pg_timeout
 
 from longspan.parallel.mesh import AXES, Mesh
@@ -182,19 +182,20 @@ class World:
         mesh.check(self.launch.ranks)
         made = init_device_mesh(self.device.type, mesh.sizes, mesh_dim_names=AXES)
         place = mesh.place(self.launch.rank)
-        found = {}
-        for name, at, size in zip(AXES, place, mesh.sizes, strict=True):
-            if size == 1:
-                found[name] = ALONE
-                continue
-            group = made.get_group(name)
-            if self.device.type == "cuda":
-                # Groups of a mesh have torch's own deadline otherwise. All ranks have to be in NCCL's first call, and
-                # some may have nothing to send.
-                _set_pg_timeout(timedelta(seconds=self.deadline_seconds), group)
-                distributed.barrier(group)
-            found[name] = Axis(rank=at, size=size, group=group, world=self)
-        return found
+        return {name: self.axis(made, name, rank=at) for name, at in zip(AXES, place, strict=True)}
+
+    def axis(self, mesh: DeviceMesh, name: str, *, rank: int) -> Axis:
+        """One axis of a mesh of torch's, on which this rank has place `rank`. Its ranks all call this."""
+        size = mesh[name].size()
+        if size == 1:
+            return ALONE
+        group = mesh.get_group(name)
+        if self.device.type == "cuda":
+            # Groups of a mesh have torch's own deadline otherwise. All ranks have to be in NCCL's first call, and some
+            # may have nothing to send.
+            _set_pg_timeout(timedelta(seconds=self.deadline_seconds), group)
+            distributed.barrier(group)
+        return Axis(rank=rank, size=size, group=group, world=self)
 
     def leave(self) -> None:
         """Part from the others; a rank that failed leaves without a word to them."""

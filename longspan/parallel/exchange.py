@@ -94,6 +94,19 @@ def reduce_scatter(
     return Pending(axis, operation, total.narrow(dim, 0, own.shape[dim]), [work], [buffer])
 
 
+def reduce_rows(x: Tensor, axis: Axis, *, operation: str = "reduce-scatter of rows") -> Pending[Tensor]:
+    """This rank's rows of the sum over ranks, when all have ⌈rows/ranks⌉ and the last ones what is left."""
+    if axis.size == 1:
+        return Pending(axis, operation, x)
+    rows, most = x.shape[0], -(-x.shape[0] // axis.size)
+    padded = _padded(x, most * axis.size, dim=0)
+    total = x.new_empty(most, *x.shape[1:])
+    with axis.within(operation):
+        work = _reduce_scatter(total.view(-1), padded.view(-1), group=axis.group, async_op=True)
+    own = max(0, min(most, rows - axis.rank * most))
+    return Pending(axis, operation, total[:own], [work], [padded])
+
+
 def all_reduce_(x: Tensor, axis: Axis, *, operation: str = "all-reduce") -> Pending[Tensor]:
     """The sum over all ranks, in place."""
     if axis.size == 1:

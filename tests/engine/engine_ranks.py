@@ -1,7 +1,9 @@
 """One pass of the engine over several ranks, as a rank runs it. No pytest here."""
 
+from dataclasses import replace
+
 import torch
-from engine_toys import DIVISOR, choice_of, toy_batch, toy_decoder
+from engine_toys import DIVISOR, adapt, choice_of, toy_batch, toy_decoder
 
 from longspan.attention.functional import Cpu
 from longspan.attention.schemes.gather import Gather
@@ -10,6 +12,7 @@ from longspan.attention.schemes.local import Local
 from longspan.attention.schemes.ring import Ring
 from longspan.attention.schemes.ulysses import Ulysses
 from longspan.engine.run import Engine
+from longspan.parallel.weights import Shards, Whole
 from longspan.utils.errors import LongspanError
 
 PLAIN = Local(kernel=Cpu())  # needs no self-test in every process
@@ -21,20 +24,38 @@ SCHEMES = {
 }
 
 
-def one_pass(world, mesh, kind, cases):
-    """Loss and gradients of each case; the code of the error where it is refused."""
+def one_pass(world, mesh, kind, cut, cases):
+    """Loss and gradients of each case, of the rows that the rank keeps; the code of the error where it is refused."""
     axes = world.axes(mesh)
     scheme = SCHEMES[kind](axes)
-    return [_case(scheme, [axis for axis in axes.values() if axis.size > 1], *case) for case in cases]
+    return [_case(world, mesh, scheme, axes, cut, *case) for case in cases]
 
 
-def _case(scheme, axes, changes, spans, steering):
-    decoder, batch = toy_decoder(**changes), toy_batch(spans)
+def _case(world, mesh, scheme, axes, cut, changes, spans, steering):
+    decoder, steering = toy_decoder(**changes), dict(steering)
+    if steering.pop("adapters", False):
+        adapt(decoder)
     choice = choice_of(decoder, tiers=("device", "host"), **steering)
+    if cut:
+        weights = Shards(decoder, decoder.parts, world=world, mesh=mesh, dtype=None)
+    else:
+        weights = Whole(decoder, list(axes.values()))
+    data_ranks = mesh.replicate * mesh.shard
+    own = slice(world.launch.rank // mesh.context, None, data_ranks)  # rows in turn; micro-batches of one row
+    batch = toy_batch(spans)
+    rows = [
+        replace(batch.changed(lambda x, row=row: x[row : row + 1]), spans=spans[row : row + 1])
+        for row in range(len(spans))
+    ][own]
     try:
-        engine = Engine(decoder, choice, tokens=batch.tokens.numel(), scheme=scheme, axes=axes)
-        loss = engine.forward_backward(batch, divisor=DIVISOR)
-        engine.forward_backward(batch, divisor=DIVISOR)  # a second micro-batch: sums of ranks must not be summed again
+        engine = Engine(decoder, choice, tokens=batch.tokens.numel(), scheme=scheme, weights=weights)
+        if data_ranks == 1:
+            loss = engine.forward_backward(batch, divisor=DIVISOR)
+            engine.forward_backward(batch, divisor=DIVISOR)  # a second micro-batch: sums must not be summed again
+        else:
+            losses = [engine.forward_backward(row, divisor=DIVISOR / 2) for row in rows]
+            loss = torch.stack(losses).sum()
     except LongspanError as error:
         return error.code
-    return [loss.float(), *(torch.zeros(()) if p.grad is None else p.grad.float() / 2 for p in decoder.parameters())]
+    found = {name: torch.zeros(()) if w.grad is None else w.grad / 2 for name, w in weights.kept.items()}
+    return {"loss": loss.float()} | {name: (weights.first_row(name), x) for name, x in found.items()}

@@ -11,6 +11,8 @@ from longspan.engine.anchors import anchor_keys
 from longspan.engine.run import Engine
 from longspan.engine.settings import EngineChoice
 from longspan.model.decoder import Decoder
+from longspan.model.lora import add_lora
+from longspan.model.settings import LoraSettings
 from longspan.rope.frequencies import Frequencies
 from longspan.shape import ModelShape
 
@@ -45,6 +47,18 @@ def toy_decoder(*, dtype=torch.float32, seed=3, layers=3, **changes):
         for weight in decoder.parameters():
             weight.mul_(3) if weight.ndim > 1 else weight.add_(0.1)
     return decoder.to(dtype)
+
+
+def adapt(decoder, *, also=()):
+    """Adapters on every projection, none of them zero; all but they and `also` frozen."""
+    every = ("q", "k", "v", "o", "gate", "up", "down")
+    add_lora(decoder, LoraSettings(rank=3, alpha=5.0, projections=every, also_train=also), seed=1)
+    generator = torch.Generator().manual_seed(8)
+    with torch.no_grad():
+        for name, parameter in decoder.named_parameters():
+            if ".lora." in name:
+                parameter.normal_(std=0.2, generator=generator)
+    return decoder
 
 
 def toy_batch(spans, *, vocabulary=53, seed=5):

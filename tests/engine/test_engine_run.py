@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from engine_toys import DIVISOR, choice_of, compare, toy_batch, toy_decoder
+from engine_toys import DIVISOR, adapt, choice_of, compare, toy_batch, toy_decoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -148,16 +148,7 @@ def test_a_batch_without_targets_gives_zeros():
 
 @pytest.mark.parametrize("also", [(), ("norms", "embed", "head")])
 def test_adapters(also):
-    from longspan.model.lora import add_lora
-    from longspan.model.settings import LoraSettings
-
-    decoder = toy_decoder(qk_norm=True)
-    every = ("q", "k", "v", "o", "gate", "up", "down")
-    add_lora(decoder, LoraSettings(rank=3, alpha=5.0, projections=every, also_train=also), seed=1)
-    with torch.no_grad():
-        for name, parameter in decoder.named_parameters():
-            if ".lora." in name:
-                parameter.normal_()
+    decoder = adapt(toy_decoder(qk_norm=True), also=also)
     compare(decoder, toy_batch(LONG), choice_of(decoder, tile_tokens=16))
 
 
