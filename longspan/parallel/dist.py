@@ -197,6 +197,11 @@ class World:
             distributed.barrier(group)
         return Axis(rank=rank, size=size, group=group, world=self)
 
+    @property
+    def everyone(self) -> Axis:
+        """All ranks as one axis."""
+        return Axis(rank=self.launch.rank, size=self.launch.ranks, world=self)
+
     def leave(self) -> None:
         """Part from the others; a rank that failed leaves without a word to them."""
         self.pulse.stop()
@@ -204,7 +209,7 @@ class World:
 
 
 def join(launch: Launch, *, device_type: str, deadline_seconds: float, store: Store | None = None) -> World:
-    """Meet the other ranks: gloo on CPUs, NCCL on GPUs; no exchange takes longer than the deadline.
+    """Meet the other ranks: gloo between CPUs, NCCL between GPUs; no exchange takes longer than the deadline.
 
     Without `store` the ranks meet where torchrun says. Raises `parallel.join` if they do not come.
     """
@@ -214,7 +219,7 @@ def join(launch: Launch, *, device_type: str, deadline_seconds: float, store: St
     deadline = timedelta(seconds=deadline_seconds)
     try:
         distributed.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo",
+            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",  # words between hosts need no device
             store=store,
             rank=launch.rank,
             world_size=launch.ranks,

@@ -41,6 +41,11 @@ class Mesh:
         """Ranks that share the tokens of a row."""
         return self.ring * self.ulysses
 
+    @property
+    def data(self) -> int:
+        """Groups of ranks that have rows of their own."""
+        return self.replicate * self.shard
+
     def check(self, ranks: int) -> None:
         """Raise `parallel.mesh` unless the mesh has a place for each of `ranks` and no more."""
         if self.ranks == ranks:

@@ -34,6 +34,7 @@ from longspan.report.heatmap import heatmaps_svg
 from longspan.report.page import ReportData, write_report
 from longspan.train.loop import train as train_decoder
 from longspan.train.metrics import MetricsFile, read_metrics
+from longspan.train.team import Team
 from longspan.train.trackers.base import Tracking
 from longspan.utils.errors import ConfigError, LongspanError
 from longspan.utils.files import read_json, sha256, storage_errors, write_atomic, write_json
@@ -254,7 +255,7 @@ def _train(job: Job) -> None:
                     batches=batches,
                     checkpoints=job.checkpoints(),
                     observe=observe,
-                    stop=job.stop,
+                    team=Team(stop=job.stop),
                     engine=engines,
                 )
         finally:

@@ -19,7 +19,10 @@ from longspan.train.passes import Engine, Pass, plain_engine
 from longspan.train.plan import StagePlan
 from longspan.train.schedule import learning_rate
 from longspan.train.settings import TrainSettings
+from longspan.train.team import Team
 from longspan.utils.errors import Interrupted, LongspanError
+
+ALONE = Team()
 
 
 def train(
@@ -30,21 +33,22 @@ def train(
     batches: Batches,
     checkpoints: CheckpointStore,
     observe: Callable[[StepMetrics], None],
-    stop: Callable[[], bool],
     engine: Engine | None = None,
+    team: Team = ALONE,
 ) -> None:
     """Train the decoder through all stages, going on from the newest whole checkpoint if there is one.
 
     Trained are the weights that require a gradient. Killed at any moment and called again with the same arguments, it
     ends with the same bits as a run that was never killed: on a CPU with the same threads and versions; on a GPU it is
     equal within rounding. `batches` is called from another thread, in order. `engine` gives the pass of each stage,
-    plain autograd unless told. `stop` is asked between micro-batches: once it is true the unfinished step is dropped,
-    the state of the last finished one is saved and `Interrupted` is raised.
+    plain autograd unless told. The ranks of a `team` all call it; a step sees the same rows on any mesh, and `observe`
+    hears of it on the rank that speaks for all. Between micro-batches the team is asked whether to stop: then the
+    unfinished step is dropped, the state of the last finished one is saved and `Interrupted` is raised.
     Raises `StorageError`, `CheckpointError`, `ConfigError` when the optimizer cannot work on this machine, and
     `LongspanError` (`train.not-finite`) after too many skipped steps.
     """
     engine = engine or plain_engine(decoder)
-    updater = build_updater(decoder, settings)
+    updater = build_updater(decoder, settings, team.weights)
     with contextlib.closing(updater):
         checkpoints.prepare(decoder, updater)
         progress = _resume(decoder, updater, checkpoints)
@@ -56,7 +60,7 @@ def train(
                 checkpoints.save(progress, decoder=decoder, updater=updater)
                 saved_step = progress.step
 
-        with RowsAhead(batches, _requests(stages, progress), pin=decoder.device.type == "cuda") as rows:
+        with RowsAhead(batches, _requests(stages, progress, team), pin=decoder.device.type == "cuda") as rows:
             for plan in stages[progress.stage :]:
                 if plan.index > progress.stage:
                     progress = replace(progress, stage=plan.index, step_in_stage=0, rows_in_stage=0)
@@ -65,12 +69,13 @@ def train(
                 while progress.step_in_stage < plan.steps:
                     run = run or engine(plan)
                     try:
-                        metrics = _step(_Work(decoder, updater, rows, stop, run), plan, progress)
+                        metrics = _step(_Work(decoder, updater, rows, run, team), plan, progress)
                     except Interrupted:
                         save()
                         raise
                     progress = _advance(progress, plan, metrics)
-                    observe(metrics)
+                    if team.speaks:
+                        observe(metrics)
                     if progress.skipped_in_a_row >= settings.max_skipped_steps:
                         raise _not_finite(progress)
                     if progress.step % settings.save_every_steps == 0:
@@ -85,8 +90,15 @@ class _Work:
     decoder: Decoder
     updater: Updater
     rows: RowsAhead
-    stop: Callable[[], bool]
     run: Pass
+    team: Team
+
+    def polling(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches, as long as no rank was asked to stop."""
+        for batch in batches:
+            if self.team.stopped():
+                raise Interrupted("asked to stop; the state of the last finished step is saved")
+            yield batch
 
 
 def _resume(decoder: Decoder, updater: Updater, checkpoints: CheckpointStore) -> Progress:
@@ -103,9 +115,9 @@ def _step(work: _Work, plan: StagePlan, progress: Progress) -> StepMetrics:
     """One optimizer step on the next `rows_per_step` rows; weights change only if loss and gradient are finite."""
     began = time.monotonic()
     rate = learning_rate(progress.step_in_stage, plan)
-    micro_batches = list(_polling(work.rows.step(), work.stop))
+    micro_batches = list(work.polling(work.rows.step()))
     # Known before the first backward pass: every target of the step weighs the same, however rows are split.
-    divisor = sum(float(batch.weights.sum(dtype=torch.float64)) for batch in micro_batches)
+    divisor = work.team.total(sum(float(batch.weights.sum(dtype=torch.float64)) for batch in micro_batches), plan)
     work.updater.zero()
     found = _Outcome(math.nan, math.nan, "skipped")
     if divisor > 0:
@@ -135,7 +147,7 @@ class _Outcome:
 def _update_after(work: _Work, micro_batches: Sequence[Batch], *, divisor: float, rate: float) -> _Outcome:
     """Gradients of all micro-batches are added up, then weights change, if all are finite."""
     total = torch.zeros((), dtype=torch.float64, device=work.decoder.device)
-    for batch in _polling(micro_batches, work.stop):
+    for batch in work.polling(micro_batches):
         total += work.run(to_device(batch, work.decoder.device), divisor=divisor)
     loss = float(total) / divisor
     norm = work.updater.step(rate) if math.isfinite(loss) else math.nan
@@ -144,7 +156,7 @@ def _update_after(work: _Work, micro_batches: Sequence[Batch], *, divisor: float
 
 def _update_inside(work: _Work, micro_batches: Sequence[Batch], *, divisor: float, rate: float) -> _Outcome:
     """Weights change within the backward pass of the only micro-batch, group by group, once its loss is finite."""
-    (batch,) = _polling(micro_batches, work.stop)
+    (batch,) = work.polling(micro_batches)
     inside = work.updater.inside(rate)
     loss = float(work.run(to_device(batch, work.decoder.device), divisor=divisor, on_gradients=inside)) / divisor
     assert inside.complete == math.isfinite(loss), "the engine hands over every gradient, or none when the loss is bad"
@@ -153,23 +165,16 @@ def _update_inside(work: _Work, micro_batches: Sequence[Batch], *, divisor: floa
     return _Outcome(loss, inside.norm, "partial" if inside.skipped else "step")
 
 
-def _requests(stages: Sequence[StagePlan], progress: Progress) -> Iterator[list[Request]]:
-    """What each step that is left reads, in micro-batches."""
+def _requests(stages: Sequence[StagePlan], progress: Progress, team: Team) -> Iterator[list[Request]]:
+    """What each step that is left reads on this rank, in micro-batches."""
     for plan in stages[progress.stage :]:
         here = plan.index == progress.stage
-        first = progress.rows_in_stage if here else 0
+        first = (progress.rows_in_stage if here else 0) + team.first_row(plan)
         for _ in range(progress.step_in_stage if here else 0, plan.steps):
-            end = first + plan.rows_per_step
+            end = first + plan.rows_per_rank
             rows = range(first, end, plan.micro_rows)
             yield [(plan.index, row, min(plan.micro_rows, end - row)) for row in rows]
-            first = end
-
-
-def _polling(batches: Iterable[Batch], stop: Callable[[], bool]) -> Iterator[Batch]:
-    for batch in batches:
-        if stop():
-            raise Interrupted("asked to stop; the state of the last finished step is saved")
-        yield batch
+            first += plan.rows_per_step
 
 
 def _advance(progress: Progress, plan: StagePlan, metrics: StepMetrics) -> Progress:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from longspan.parallel.weights import Weights, Whole
 from longspan.train.hoststates import HostStates
 from longspan.train.optimizers.base import Piece, Rule
 from longspan.train.settings import TrainSettings
@@ -17,15 +18,16 @@ COUNT = "step"  # as checkpoints name a weight's number of updates
 
 
 class Updater:
-    """Changes the trained weights of a decoder by gradients, and holds the states that this takes.
+    """Changes the trained weights that this rank keeps by their gradients, and holds the states that this takes.
 
     Trained are the parameters that require a gradient when the updater is made. Weight decay pulls on the matrices of
-    the blocks and the head, not on norms, biases or the embedding.
+    the blocks and the head, not on norms, biases or the embedding. Over several ranks all call the same methods.
     """
 
-    def __init__(self, decoder: nn.Module, rule: Rule, settings: TrainSettings) -> None:
+    def __init__(self, weights: Weights, rule: Rule, settings: TrainSettings) -> None:
         self._rule, self._clip, self._choice = rule, settings.clip, settings.optimizer
-        self._weights = {name: weight for name, weight in decoder.named_parameters() if weight.requires_grad}
+        self._place = weights
+        self._weights = {name: weight for name, weight in weights.kept.items() if weight.requires_grad}
         self._names = {weight: name for name, weight in self._weights.items()}
         dtype = getattr(torch, self._choice.weight_dtype)
         self._decay = {}
@@ -59,13 +61,17 @@ class Updater:
     def tensors(self) -> dict[str, Tensor]:
         """The live states by names like `exp_avg/blocks.0.q.weight`; `step/…` counts a weight's updates.
 
-        They may be read and written until the next update.
+        They may be read and written until the next update. States of a weight that is cut are cut with its rows.
         """
         if self._host is not None:
             self._host.settle()
         found = {f"{COUNT}/{name}": count for name, count in self._counts.items()}
         for key in self._rule.keys:
-            found |= {f"{key}/{name}": states[key] for name, states in self._states.items() if key in states}
+            found |= {
+                f"{key}/{name}": self._place.spread(name, states[key])
+                for name, states in self._states.items()
+                if key in states
+            }
         return found
 
     def zero(self) -> None:
@@ -79,13 +85,18 @@ class Updater:
         Nothing changes when the norm is not finite.
         """
         given = {name: weight.grad for name, weight in self._weights.items() if weight.grad is not None}
-        if self._clip is None:
-            norm = float(torch.nn.utils.get_total_norm(given.values()))
-        else:
-            norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self._clip))
+        norm = self.norm(list(given.values()))
         if math.isfinite(norm):
+            if self._clip is not None:
+                nn.utils.clip_grads_with_norm_(self.parameters, self._clip, torch.tensor(norm))
             self._update(given, rate)
         return norm
+
+    def norm(self, gradients: Sequence[Tensor]) -> float:
+        """The norm of gradients, of which this rank may have some rows only."""
+        total = nn.utils.get_total_norm(gradients).double().square()
+        self._place.add_up_parts(total)
+        return math.sqrt(total)
 
     def inside(self, rate: float) -> "Inside":
         """What one backward pass hands its gradients to, group by group; each updates its weights at once."""
@@ -116,10 +127,11 @@ class Updater:
         flat, gradient = self._weights[name].detach().view(-1), gradient.detach().reshape(-1)
         states = {key: state.view(-1) for key, state in self._states[name].items()}
         count, numbers = float(self._counts[name]), len(flat)
+        before = self._place.first_row(name) * self._weights[name][:1].numel()
         for start in range(0, numbers, TILE):
             end = min(start + TILE, numbers)
             yield Piece(
-                key=f"{name}[{start}]",
+                key=f"{name}[{before + start}]",
                 weight=flat[start:end],
                 gradient=gradient[start:end],
                 states={
@@ -132,7 +144,8 @@ class Updater:
 
     def _trial(self) -> list[Piece]:
         """Pieces like those of the first update; only the smallest weight's are there in memory of its own."""
-        name, weight = min(self._weights.items(), key=lambda entry: entry[1].numel())
+        some = [(name, weight) for name, weight in self._weights.items() if weight.numel()]  # a rank may have no row
+        name, weight = min(some, key=lambda entry: entry[1].numel())
         device = weight.device
         return [
             replace(
@@ -160,7 +173,7 @@ class Inside:
         """Update these weights now; each comes once in a pass."""
         assert self._left.issuperset(parameters), "a weight comes once, and only a trained one"
         self._left.difference_update(parameters)
-        norm = float(torch.nn.utils.get_total_norm(gradients))
+        norm = self._updater.norm(gradients)
         self._squares += norm * norm
         if math.isfinite(norm):
             self._updater.apply(parameters, gradients, self._rate)
@@ -189,9 +202,11 @@ def _other_dtype(name: str, weight: Tensor, wanted: str) -> ConfigError:
     )
 
 
-def build_updater(decoder: nn.Module, settings: TrainSettings) -> Updater:
-    """The updater that the settings ask for.
+def build_updater(decoder: nn.Module, settings: TrainSettings, weights: Weights | None = None) -> Updater:
+    """The updater that the settings ask for; `weights` says what this rank keeps, everything unless told.
 
     Raises `ConfigError` when a package or a compiler that it needs is missing, or weights are of another type.
     """
-    return Updater(decoder, settings.optimizer.rule(betas=settings.betas, epsilon=settings.epsilon), settings)
+    return Updater(
+        weights or Whole(decoder), settings.optimizer.rule(betas=settings.betas, epsilon=settings.epsilon), settings
+    )

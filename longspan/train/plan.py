@@ -2,15 +2,18 @@
 
 from dataclasses import dataclass
 
+from longspan.parallel.mesh import Mesh
 from longspan.rope.frequencies import Frequencies
+
+ONE_RANK = Mesh()
 
 
 @dataclass(frozen=True, kw_only=True)
 class StagePlan:
     """One stage: `steps` optimizer steps of `rows_per_step` rows of `length` tokens, `micro_rows` at a time.
 
-    `learning_rate` is the peak, which step `warmup_steps` ≥ 1 has; the last step has `final_share` of it, unless it is
-    that step.
+    Ranks of `mesh` that have rows of their own share the rows of a step. `learning_rate` is the peak, which step
+    `warmup_steps` ≥ 1 has; the last step has `final_share` of it, unless it is that step.
     """
 
     index: int
@@ -22,11 +25,18 @@ class StagePlan:
     final_share: float
     warmup_steps: int
     frequencies: Frequencies
+    mesh: Mesh = ONE_RANK
 
     def __post_init__(self) -> None:
         assert 1 <= self.warmup_steps <= self.steps, "every stage reaches its peak"
+        assert self.rows_per_step % self.mesh.data == 0, "every rank has as many rows"
 
     @property
     def tokens_per_step(self) -> int:
         """Tokens that one optimizer step sees."""
         return self.rows_per_step * self.length
+
+    @property
+    def rows_per_rank(self) -> int:
+        """Rows of a step that one rank works on, alone or with those that share their tokens."""
+        return self.rows_per_step // self.mesh.data

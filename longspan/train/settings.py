@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator, model_validator
 
 from longspan.config import Settings, any_kind
+from longspan.parallel.mesh import Mesh
 from longspan.rope.frequencies import Frequencies
 from longspan.train.optimizers.adamw import AdamW
-from longspan.train.plan import StagePlan
+from longspan.train.plan import ONE_RANK, StagePlan
 from longspan.utils.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -43,8 +44,9 @@ class TrainSettings(Settings):
     never has the whole gradient: it needs "none" there, and steps of one micro-batch.
     `warmup_share` is a share of a stage's steps, rounded; below two steps the first one has the peak at once. The
     cosine ends at `final_share` times the stage's learning rate.
-    `micro_batch_tokens` bounds what one forward and backward pass takes (at least one row). A step whose loss or
-    gradient is not finite changes nothing; after `max_skipped_steps` such steps in a row training stops.
+    `micro_batch_tokens` bounds what one forward and backward pass takes (at least one row), on all ranks that share its
+    tokens. A step whose loss or gradient is not finite changes nothing; after `max_skipped_steps` such steps in a row
+    training stops.
     """
 
     optimizer: OptimizerChoice = AdamW()
@@ -87,20 +89,31 @@ class TrainSettings(Settings):
         rows_per_step: int,
         learning_rate: float,
         frequencies: Frequencies,
+        mesh: Mesh = ONE_RANK,
     ) -> StagePlan:
         """The plan of one stage: shares become steps, and `micro_batch_tokens` becomes rows.
 
-        Raises `ConfigError` when weights are to change inside the backward pass, and a step needs several of them.
+        Raises `ConfigError` when weights are to change inside the backward pass, and a step needs several of them, or
+        when a step's rows cannot be shared out evenly.
         """
-        micro_rows = min(rows_per_step, max(1, self.micro_batch_tokens // length))
-        if self.optimizer.update == "inside" and micro_rows < rows_per_step:
+        rows, where = rows_per_step // mesh.data, f"recipe: stages.{index} (length {length:,})"
+        if rows_per_step % mesh.data:
+            raise ConfigError(
+                "train.rows",
+                f"{rows_per_step} rows of a step for {mesh.data} groups of ranks that have rows of their own",
+                where=where,
+                fix=f"set batch_tokens of the stage to a multiple of {mesh.data * length}, or let more ranks share a "
+                "row by a larger ring or ulysses in mesh",
+            )
+        micro_rows = min(rows, max(1, self.micro_batch_tokens // length))
+        if self.optimizer.update == "inside" and micro_rows < rows:
             raise ConfigError(
                 "train.inside",
-                f"a step of {rows_per_step} rows is split into micro-batches of {micro_rows}, and optimizer.update = "
+                f"a step of {rows} rows is split into micro-batches of {micro_rows}, and optimizer.update = "
                 '"inside" changes weights in the backward pass of the first',
-                where=f"recipe: stages.{index} (length {length:,})",
-                fix=f"set batch_tokens of the stage to {micro_rows * length}, train.micro_batch_tokens to "
-                f'{rows_per_step * length}, or train.optimizer.update to "after"',
+                where=where,
+                fix=f"set batch_tokens of the stage to {mesh.data * micro_rows * length}, train.micro_batch_tokens to "
+                f'{rows * length}, or train.optimizer.update to "after"',
             )
         return StagePlan(
             index=index,
@@ -112,4 +125,5 @@ class TrainSettings(Settings):
             final_share=self.final_share,
             warmup_steps=max(1, round(self.warmup_share * steps)),  # one step of it is the peak at once
             frequencies=frequencies,
+            mesh=mesh,
         )

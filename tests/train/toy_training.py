@@ -21,6 +21,7 @@ from longspan.train.metrics import MetricsFile
 from longspan.train.plan import StagePlan
 from longspan.train.settings import TrainSettings
 from longspan.train.signals import stop_on_signals
+from longspan.train.team import Team
 from longspan.utils.errors import Interrupted
 
 VOCABULARY = 29
@@ -137,8 +138,8 @@ def train_in(
         batches=batches or globals()["batches"],
         checkpoints=store(folder, keep=settings.get("keep_checkpoints", 2)),
         observe=observe,
-        stop=stop,
         engine=engine,
+        team=Team(stop=stop),
     )
     return model, seen
 
@@ -167,7 +168,7 @@ def run(
         batches=batches,
         checkpoints=store(folder, warn=warn),
         observe=observe,
-        stop=stop,
+        team=Team(stop=stop),
     )
     return trained
 

@@ -13,8 +13,7 @@ from torch import Tensor
 from longspan.train.optimizers.base import Piece
 from longspan.utils.errors import ConfigError
 
-BLOCK = 256  # numbers that share a scale
-SMALLEST = 4096  # numbers; smaller weights (norms, biases) keep float32 moments, as torchao and bitsandbytes do
+BLOCKS = (256, 128, 64)  # numbers that share a scale: as many of a row as divide it
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -46,14 +45,18 @@ class AdamW8Rule:
         self._maps: dict[tuple[torch.device, str], Tensor] = {}
 
     def states(self, weight: Tensor) -> dict[str, Tensor]:
-        """A code for every number and a scale for every block of them; float32 moments for small weights."""
-        numbers, device = weight.numel(), weight.device
-        if numbers < SMALLEST or numbers % BLOCK:
+        """A code for every number and a scale for every block of them; float32 moments for vectors and odd widths.
+
+        Blocks end with their row, so that weights may be cut by rows and put together again.
+        """
+        width, device = weight.shape[-1], weight.device
+        block = next((size for size in BLOCKS if weight.ndim > 1 and width % size == 0), None)
+        if block is None:
             return {moment: torch.zeros_like(weight, dtype=torch.float32, requires_grad=False) for moment in MOMENTS}
         made = {}
         for moment in MOMENTS:
             made[f"{moment}.codes"] = torch.zeros(weight.shape, dtype=torch.uint8, device=device)
-            made[f"{moment}.scale"] = torch.zeros(numbers // BLOCK, device=device)
+            made[f"{moment}.scale"] = torch.zeros(*weight.shape[:-1], width // block, device=device)
         return made
 
     @torch.no_grad()
@@ -80,7 +83,7 @@ class AdamW8Rule:
             betas=self._betas,
             eps=self._epsilon,
             weight_decay=piece.decay,
-            block_size=BLOCK,
+            block_size=BLOCKS[0],
             bf16_stochastic_round=True,
         )
         state: dict[str, Any] = {"step": torch.tensor(piece.count)}
@@ -101,7 +104,7 @@ class AdamW8Rule:
     def _moment(self, piece: Piece, moment: str) -> Any:
         signed, device = moment == "exp_avg", piece.weight.device
         if (device, moment) not in self._maps:
-            self._maps[device, moment] = OptimState8bit.zeros((BLOCK,), signed, BLOCK, device).qmap
+            self._maps[device, moment] = OptimState8bit.zeros((BLOCKS[0],), signed, BLOCKS[0], device).qmap
         codes, scale = piece.states[f"{moment}.codes"], piece.states[f"{moment}.scale"]
         return OptimState8bit(codes, scale, self._maps[device, moment], signed, dtype=piece.weight.dtype)
 
