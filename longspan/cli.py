@@ -14,9 +14,12 @@ from longspan.utils.errors import ConfigError, Interrupted, LongspanError, Stora
 from longspan.utils.values import nearest
 
 if TYPE_CHECKING:
+    from longspan.pipeline.recipe import Recipe
     from longspan.records import StepMetrics
 
 OK, MISTAKE, BUG, STORAGE, AGAIN = 0, 2, 70, 74, 75
+SPREAD_VERBS = ("run", "train")  # work on all ranks
+TOLD: dict[str, Any] = {"status": "told"}  # by another process, which has the answer
 RECIPE_VERBS = ("run", "train", "eval", "export", "report")  # take a recipe and overrides, and a help of their own
 
 HELP = """\
@@ -59,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
         print(__version__)
         return OK
     status, answer = _guarded(words[0], words[1:], as_json=as_json)
-    if as_json:
+    if as_json and answer is not TOLD:
         print(json.dumps({"verb": words[0], **answer}, allow_nan=False))
     return status
 
@@ -126,6 +129,7 @@ def _recipe_verb(verb: str, words: list[str], *, as_json: bool) -> tuple[int, di
             print(f"{_usage(verb)}\n\nlongspan {verb} RECIPE --help lists every key that can be overridden")
             return OK, {"status": "ok"}
         raise ConfigError("cli.usage", f"{verb} needs a recipe", where=_usage(verb), fix="name a .toml file first")
+    typed = [verb, *words, *(["--json"] if as_json else [])]
     path, words = Path(words[0]), words[1:]
     when = "after"
     if verb == "eval" and words and not words[0].startswith("-"):
@@ -133,29 +137,59 @@ def _recipe_verb(verb: str, words: list[str], *, as_json: bool) -> tuple[int, di
         if when not in ("before", "after"):
             raise ConfigError("cli.usage", f"no {when!r} to evaluate", where="eval", fix="say before or after")
 
-    from longspan.pipeline.recipe import Recipe
-
-    recipe = Recipe.read(path)
-    if words:
-        from longspan.pipeline.overrides import override
-
-        changed = override(recipe, words, prog=f"longspan {verb} {path}")
-        if changed is None:
-            return OK, {"status": "ok"}
-        recipe = changed.rebased(Path.cwd())
-    recipe.check_paths()
+    recipe = _read_recipe(path, words, prog=f"longspan {verb} {path}")
+    if recipe is None:
+        return OK, {"status": "ok"}
 
     from longspan.pipeline import stages
     from longspan.train.signals import stop_on_signals
 
+    if verb in SPREAD_VERBS:
+        from longspan.parallel.dist import launched
+        from longspan.pipeline.launch import launch, ranks_to_start
+
+        if ranks := ranks_to_start(recipe):
+            return launch(typed, ranks=ranks, deadline_seconds=recipe.parallel.deadline_seconds), TOLD
+        here = launched()
+        if here is not None and here.rank > 0:
+            with stop_on_signals() as stop:
+                return _follow(verb, recipe, stop, rank=here.rank), TOLD
     with stop_on_signals() as stop, Screen() as screen:
         if verb == "eval":
             result = stages.evaluate(recipe, when, observer=screen, stop=stop)
         else:
-            work = {"run": stages.run, "train": stages.train, "export": stages.export, "report": stages.report}[verb]
-            result = work(recipe, observer=screen, stop=stop)
+            result = getattr(stages, verb)(recipe, observer=screen, stop=stop)
     _show_result(result, to_stderr=as_json)
     return OK, {"status": "ok", **result}
+
+
+def _read_recipe(path: Path, words: list[str], *, prog: str) -> Recipe | None:
+    """The recipe with its overrides; None when these were a call for help."""
+    from longspan.pipeline.overrides import override
+    from longspan.pipeline.recipe import Recipe
+
+    recipe = Recipe.read(path)
+    if words:
+        changed = override(recipe, words, prog=prog)
+        if changed is None:
+            return None
+        recipe = changed.rebased(Path.cwd())
+    recipe.check_paths()
+    return recipe
+
+
+def _follow(verb: str, recipe: Recipe, stop: Callable[[], bool], *, rank: int) -> int:
+    """A rank that does not lead says nothing but what went wrong with it."""
+    from longspan.pipeline import stages
+
+    try:
+        getattr(stages, verb)(recipe, stop=stop)
+    except LongspanError as error:
+        error.what = f"rank {rank}: {error.what}"
+        return _told(error)[0]
+    except Interrupted:
+        return AGAIN
+    return OK
 
 
 # Verbs without a recipe

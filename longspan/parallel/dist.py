@@ -6,7 +6,7 @@ The only file that reads the environment: what torchrun says about this rank.
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -20,21 +20,23 @@ from longspan.parallel.mesh import AXES, Mesh
 from longspan.utils.errors import LongspanError
 
 _VERDICT, _LEFT = "verdict", -1
+PAUSE_SECONDS = 0.2  # between two looks for a word
 BEATS = 5  # of a pulse: so many without a sign, and a rank counts as lost
 
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
-    """Which of how many ranks this process is, and which of its machine."""
+    """Which of how many ranks this process is, and which of how many of its machine."""
 
     rank: int
     ranks: int
     local_rank: int = 0
+    local_ranks: int = 1
 
 
 def launched() -> Launch | None:
     """What torchrun says; None if this process was started alone. Raises `parallel.launch` for half an answer."""
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     found = [os.environ.get(name, "") for name in names]
     if not any(found):
         return None
@@ -46,7 +48,8 @@ def launched() -> Launch | None:
             where=f"environment: {said}",
             fix="start with torchrun, or unset them to run on one device",
         )
-    return Launch(rank=int(found[0]), ranks=int(found[1]), local_rank=int(found[2]))
+    rank, ranks, local_rank, local_ranks = map(int, found)
+    return Launch(rank=rank, ranks=ranks, local_rank=local_rank, local_ranks=local_ranks)
 
 
 @dataclass(frozen=True)
@@ -176,6 +179,7 @@ class World:
     device: torch.device
     deadline_seconds: float
     pulse: Pulse = field(repr=False)
+    store: Store = field(repr=False)
 
     def axes(self, mesh: Mesh) -> dict[str, Axis]:
         """This rank's place and its peers on each axis. Every rank calls this. Raises `parallel.mesh`."""
@@ -196,6 +200,18 @@ class World:
             _set_pg_timeout(timedelta(seconds=self.deadline_seconds), group)
             distributed.barrier(group)
         return Axis(rank=rank, size=size, group=group, world=self)
+
+    def say(self, topic: str, word: str) -> None:
+        """Let all ranks know a word."""
+        self.store.set(f"word/{topic}", word)
+
+    def hear(self, topic: str, *, poll: Callable[[], None] = lambda: None) -> str:
+        """The word on a topic, waited for as long as it takes; `poll` is called while waiting and may raise."""
+        with self.everyone.within(f"waiting for {topic}"):
+            while not self.store.check([f"word/{topic}"]):
+                poll()
+                time.sleep(PAUSE_SECONDS)
+            return self.store.get(f"word/{topic}").decode()
 
     @property
     def everyone(self) -> Axis:
@@ -235,7 +251,8 @@ def join(launch: Launch, *, device_type: str, deadline_seconds: float, store: St
         ) from cause
     meeting = store or _get_default_store()
     pulse = Pulse(meeting, launch, beat_seconds=min(1.0, deadline_seconds / 20))
-    return World(launch=launch, device=device, deadline_seconds=deadline_seconds, pulse=pulse)
+    words = PrefixStore("words", meeting)
+    return World(launch=launch, device=device, deadline_seconds=deadline_seconds, pulse=pulse, store=words)
 
 
 def _first_line(cause: BaseException) -> str:

@@ -5,11 +5,15 @@ from typing import Any
 
 import torch
 
+from longspan.attention.layout import tokens_of
 from longspan.engine.hostmemory import HostMemory
+from longspan.engine.precision import compute_dtype
 from longspan.engine.run import Engine
 from longspan.engine.settings import EngineChoice
+from longspan.parallel.weights import Weights, Whole, place_weights
 from longspan.pipeline.job import Job
 from longspan.pipeline.machine import probe
+from longspan.pipeline.meshes import scheme_of
 from longspan.plan.choose import choose
 from longspan.plan.workload import States, Workload
 from longspan.train.passes import Pass, plain_engine
@@ -27,6 +31,8 @@ def choices(job: Job) -> tuple[EngineChoice, ...]:
     """
     works, file = [_workload(job, plan) for plan in job.plans], job.folder.engine
     machine = probe(job.device, folder=job.folder.path)
+    if job.world is not None:
+        machine = machine.part(job.world.launch.local_ranks)
     # What is free differs from minute to minute, and another choice would round differently.
     settings = job.recipe.engine.model_dump(mode="json")
     question = canonical_sha256([PLANNER, machine.device, settings, [asdict(work) for work in works]])
@@ -48,8 +54,15 @@ class StageEngines:
 
     def __init__(self, job: Job) -> None:
         self.plan = job.plans[0]  # of the stage at work
-        self._chosen, self._folder = choices(job), job.folder.anchors
+        self._chosen, self._folder, self._world = choices(job), job.folder.anchors, job.world
         self.decoder = job.base()
+        self.weights: Weights = Whole(self.decoder)
+        if job.world is not None:
+            dtype = compute_dtype(self.decoder)
+            self.weights = place_weights(
+                self.decoder, self.decoder.parts, world=job.world, mesh=self.plan.mesh, dtype=dtype
+            )
+            self._folder /= f"rank-{job.world.launch.rank}"
         self._host = HostMemory(job.device)
 
     def __call__(self, plan: StagePlan) -> Pass:
@@ -58,8 +71,19 @@ class StageEngines:
         if choice.keep == "everything":
             return plain_engine(self.decoder)(plan)
         self._host.reset()
-        tokens = plan.micro_rows * plan.length
-        return Engine(self.decoder, choice, tokens=tokens, host=self._host, folder=self._folder).forward_backward
+        tokens, scheme = plan.micro_rows * plan.length, None
+        if self._world is not None:
+            scheme = scheme_of(plan.mesh, self._world, choice)
+            tokens = max(tokens_of(scheme.layout(tokens, rank)) for rank in range(scheme.ranks))
+        return Engine(
+            self.decoder,
+            choice,
+            tokens=tokens,
+            host=self._host,
+            folder=self._folder,
+            scheme=scheme,
+            weights=self.weights,
+        ).forward_backward
 
 
 def _workload(job: Job, plan: StagePlan) -> Workload:

@@ -20,6 +20,9 @@ from longspan.model.decoder import Decoder
 from longspan.model.folder import read_plain
 from longspan.model.lora import add_lora
 from longspan.model.weights import load
+from longspan.parallel.dist import World
+from longspan.parallel.mesh import Mesh
+from longspan.pipeline.meshes import meshes, ranks_of
 from longspan.pipeline.observer import Observer, Stop
 from longspan.pipeline.recipe import Recipe
 from longspan.pipeline.rundir import RunFolder, versions
@@ -41,26 +44,46 @@ class Job:
     folder: RunFolder
     observer: Observer
     stop: Stop
+    world: World | None = None
 
     @classmethod
     @contextlib.contextmanager
     def opened(cls, recipe: Recipe, *, observer: Observer, stop: Stop) -> Iterator["Job"]:
-        """Hold the run folder of a recipe.
+        """Hold the run folder of a recipe; of several ranks, the one that leads does, and the others follow.
 
         Raises `LongspanError` for everything about the model, the stages, the device, the tracker and the free space
         that is wrong already, before long work.
         """
         recipe.check_paths()
-        job = cls(recipe, RunFolder(recipe.output), observer, stop)
-        job.device, job.plans  # noqa: B018 - looked at for the errors that they raise
-        if recipe.lora is not None:
-            recipe.lora.check(job.start[0])
-        recipe.train.optimizer.require()
-        if recipe.tracking is not None:
-            recipe.tracking.require()
-        with job.folder.opened(recipe):
-            job.require_space()
-            yield job
+        with ranks_of(recipe) as world:
+            job = cls(recipe, RunFolder(recipe.output), observer, stop, world)
+            job.device, job.plans  # noqa: B018 - looked at for the errors that they raise
+            if recipe.lora is not None:
+                recipe.lora.check(job.start[0])
+            recipe.train.optimizer.require()
+            if not job.leads:
+                yield job
+                return
+            if recipe.tracking is not None:
+                recipe.tracking.require()
+            with job.folder.opened(recipe):
+                job.require_space()
+                yield job
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process does what one must do for all, and speaks."""
+        return self.world is None or self.world.launch.rank == 0
+
+    def say(self, topic: str, word: str) -> None:
+        """Tell the ranks that follow."""
+        if self.world is not None:
+            self.world.say(topic, word)
+
+    def hear(self, topic: str) -> str:
+        """Wait for what the leading rank says, as long as it takes."""
+        assert self.world is not None, "only ranks that follow listen"
+        return self.world.hear(topic, poll=self.poll)
 
     def poll(self) -> None:
         """Raise `Interrupted` when the run was asked to stop."""
@@ -113,9 +136,16 @@ class Job:
                 rows_per_step=stage.rows_per_step,
                 learning_rate=stage.learning_rate,
                 frequencies=stage.rope.frequencies(base, stage.length),
+                mesh=mesh,
             )
-            for index, stage in enumerate(self.recipe.stages)
+            for index, (stage, mesh) in enumerate(zip(self.recipe.stages, self.meshes, strict=True))
         )
+
+    @cached_property
+    def meshes(self) -> tuple[Mesh, ...]:
+        """How each stage is spread over the ranks. Raises `parallel.mesh` for what does not fit them."""
+        ranks = 1 if self.world is None else self.world.launch.ranks
+        return meshes(self.recipe, ranks=ranks)
 
     @property
     def total_tokens(self) -> int:

@@ -10,6 +10,7 @@ from longspan.config import Settings, any_kind
 from longspan.data.settings import DataSettings, Mix, MixPart
 from longspan.engine.settings import EngineSettings
 from longspan.model.settings import LoraSettings
+from longspan.parallel.settings import MeshSettings, ParallelSettings
 from longspan.pipeline.mistakes import explain
 from longspan.pipeline.source import read_source
 from longspan.shape import ModelShape
@@ -91,7 +92,8 @@ class ModelChoice(Settings):
 class Stage(Settings):
     """One stretch of training at one length. `tokens` is rounded down to whole steps of `batch_tokens`.
 
-    `rope` is the position method with which the model is trained at this `length`; `mix` says what the rows hold.
+    `rope` is the position method with which the model is trained at this `length`; `mix` says what the rows hold;
+    `mesh` spreads this stage in another way than the others.
     """
 
     length: Annotated[int, Field(ge=2)]
@@ -100,6 +102,7 @@ class Stage(Settings):
     learning_rate: Annotated[float, Field(gt=0.0, le=1.0)]
     rope: RopeChoice
     mix: Mix = (MixPart(share=1.0),)
+    mesh: MeshSettings | None = None
 
     @property
     def rows_per_step(self) -> int:
@@ -153,6 +156,7 @@ class Recipe(Settings):
     stages: Annotated[tuple[Stage, ...], Field(min_length=1, max_length=64)]
     train: TrainSettings = TrainSettings()
     engine: EngineSettings = EngineSettings()
+    parallel: ParallelSettings = ParallelSettings()
     eval: EvalChoice = EvalChoice()
     export: ExportChoice = ExportChoice()
     tracking: TrackerChoice | None = None
@@ -210,6 +214,8 @@ class Recipe(Settings):
         more = {} if self.lora is None else {"lora": value["lora"]}
         if self.engine.lossy_anchors:  # the engine's other settings change rounding alone
             more["engine"] = {"lossy_anchors": True}
+        for stage in value["stages"]:
+            stage.pop("mesh")  # the same rows and losses on any
         return {key: value[key] for key in ("seed", "model", "data", "stages")} | more | {"train": self.train.shaping}
 
     def check_paths(self) -> None:

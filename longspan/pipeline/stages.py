@@ -2,16 +2,13 @@
 
 import math
 import shutil
-import uuid
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from longspan.batch import Batch
 from longspan.data.build import Stores, build_stores
-from longspan.data.collate import collate
 from longspan.data.rows import StageRows
 from longspan.data.tokenize import plain_encode, separator_id
 from longspan.eval.desk import Material
@@ -21,7 +18,7 @@ from longspan.model.decoder import Decoder
 from longspan.model.lora import merge_lora
 from longspan.model.peft import save_adapter
 from longspan.model.weights import save
-from longspan.pipeline.engines import StageEngines, choices
+from longspan.pipeline.engines import choices
 from longspan.pipeline.figures import summary
 from longspan.pipeline.job import Job
 from longspan.pipeline.memory import memory_errors
@@ -29,13 +26,11 @@ from longspan.pipeline.observer import SILENT, Observer, Stop, never
 from longspan.pipeline.proof import SAMPLE_TOKENS, can_prove, logit_differences, round_weights
 from longspan.pipeline.recipe import Recipe
 from longspan.pipeline.rundir import versions
-from longspan.records import Evaluation, StepMetrics
+from longspan.pipeline.training import train_here
+from longspan.records import Evaluation
 from longspan.report.heatmap import heatmaps_svg
 from longspan.report.page import ReportData, write_report
-from longspan.train.loop import train as train_decoder
-from longspan.train.metrics import MetricsFile, read_metrics
-from longspan.train.team import Team
-from longspan.train.trackers.base import Tracking
+from longspan.train.metrics import read_metrics
 from longspan.utils.errors import ConfigError, LongspanError
 from longspan.utils.files import read_json, sha256, storage_errors, write_atomic, write_json
 from longspan.utils.values import canonical_sha256
@@ -49,6 +44,8 @@ def run(recipe: Recipe, *, observer: Observer = SILENT, stop: Stop = never) -> d
     Raises `LongspanError` for whatever the user can mend, `Interrupted` when stopped: run it again to go on.
     """
     with Job.opened(recipe, observer=observer, stop=stop) as job:
+        if not job.leads:
+            return follow(job)
         _require_room(job)
         _prepare(job)
         if recipe.model.new is None:  # random weights have nothing to be compared with
@@ -62,6 +59,8 @@ def run(recipe: Recipe, *, observer: Observer = SILENT, stop: Stop = never) -> d
 def train(recipe: Recipe, *, observer: Observer = SILENT, stop: Stop = never) -> dict[str, Any]:
     """Prepare the data and train; the last step's figures come back. Raises as `run` does."""
     with Job.opened(recipe, observer=observer, stop=stop) as job:
+        if not job.leads:
+            return follow(job)
         _require_room(job)
         _prepare(job)
         _train(job)
@@ -227,53 +226,17 @@ def _evaluate(job: Job, when: str) -> None:
 
 
 def _train(job: Job) -> None:
-    """All stages, from the newest checkpoint on."""
-    fix = "lower train.micro_batch_tokens, which one pass takes at once, or engine.device_gib, which is planned with"
-
-    def work() -> None:
-        engines, rows = StageEngines(job), _rows(job)
-        write_json(job.folder.identity, job.train_inputs)
-        metrics, tracking = MetricsFile(job.folder.metrics), _tracking(job)
-
-        def batches(stage: int, first_row: int, count: int) -> Batch:
-            return collate([rows[stage].row(first_row + index) for index in range(count)])
-
-        def observe(step: StepMetrics) -> None:
-            metrics.write(step)
-            if tracking is not None:
-                tracking.observe(step)
-            job.observer.step(step, step_tokens=job.plans[step.stage].tokens_per_step, total_tokens=job.total_tokens)
-
-        try:
-            with memory_errors(
-                lambda: f"recipe: stages.{engines.plan.index} (length {engines.plan.length:,})", fix=fix
-            ):
-                train_decoder(
-                    engines.decoder.train(),
-                    job.plans,
-                    settings=job.recipe.train,
-                    batches=batches,
-                    checkpoints=job.checkpoints(),
-                    observe=observe,
-                    team=Team(stop=job.stop),
-                    engine=engines,
-                )
-        finally:
-            if tracking is not None:
-                tracking.close()
-
-    _once(job, "train", job.train_inputs, work)
+    """All stages, from the newest checkpoint on, on all ranks."""
+    inputs = job.train_inputs
+    job.say("train", "skip" if job.folder.done("train", inputs) else "go")
+    _once(job, "train", inputs, lambda: train_here(job, _rows(job)))
 
 
-def _tracking(job: Job) -> Tracking | None:
-    recipe, folder = job.recipe, job.folder.tracking
-    if recipe.tracking is None:
-        return None
-    known = folder / "id.json"  # trackers go on with a run of the same name, which another folder's may have
-    if not known.exists():
-        write_json(known, {"id": uuid.uuid4().hex})
-    name = f"{recipe.name}-{read_json(known)['id'][:8]}"
-    return Tracking(recipe.tracking, folder, name=name, recipe=recipe.plain(), warn=job.observer.warn)
+def follow(job: Job) -> dict[str, Any]:
+    """What the ranks do that do not lead: wait until all train, and train. They have nothing to tell."""
+    if job.hear("train") == "go":
+        train_here(job, _rows(job))
+    return {}
 
 
 def _export(job: Job) -> None:

@@ -45,6 +45,15 @@ class Machine:
             host_bytes=self.host_bytes if host_gib is None else int(host_gib * 2**30),
         )
 
+    def part(self, processes: int) -> "Machine":
+        """What one of so many processes may take of it, each with a device of its own; CPU ranks share all."""
+        return replace(
+            self,
+            device_bytes=self.device_bytes // (processes if self.shared else 1),
+            host_bytes=self.host_bytes // processes,
+            disk_bytes=self.disk_bytes // processes,
+        )
+
 
 def peak_flops(device: str) -> float | None:
     """Dense bf16 peak of a device by its name, in FLOP/s; None when it is not known."""

@@ -14,12 +14,12 @@ from longspan.parallel.dist import ALONE, Launch, Pulse, _Sign, _verdict, join, 
 from longspan.parallel.mesh import Mesh
 from longspan.utils.errors import LongspanError
 
-SAID = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
+SAID = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
 
 
 def test_what_torchrun_says():
     with patch.dict("os.environ", SAID):
-        assert launched() == Launch(rank=3, ranks=8, local_rank=1)
+        assert launched() == Launch(rank=3, ranks=8, local_rank=1, local_ranks=4)
     with patch.dict("os.environ", {**dict.fromkeys(SAID, "")}):
         assert launched() is None
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from longspan import cli
-from longspan.pipeline import stages
+from longspan.pipeline import stages, training
 from longspan.pipeline.recipe import Recipe
 from longspan.train.trackers.tensorboard import TensorBoard
 from longspan.utils.errors import ConfigError, DataError, Interrupted, LongspanError, ModelError, StorageError
@@ -63,7 +63,7 @@ def test_too_little_memory_is_told_with_a_remedy(
         engine(plans[1])
         raise error
 
-    monkeypatch.setattr(stages, "train_decoder", train)
+    monkeypatch.setattr(training, "train_decoder", train)
     assert cli.main(["train", str(micro), "--json"]) == cli.MISTAKE
     told = capsys.readouterr()
     answer = json.loads(told.out.splitlines()[-1])

@@ -1,0 +1,69 @@
+"""The ranks of a run, what a recipe's meshes are once they are counted, and the attention scheme of each mesh."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from longspan.attention.schemes.base import Scheme
+from longspan.attention.schemes.grid import ACROSS, Grid
+from longspan.attention.schemes.local import Local
+from longspan.attention.schemes.ulysses import Ulysses
+from longspan.engine import pointwise
+from longspan.engine.settings import EngineChoice
+from longspan.parallel.dist import World, join, launched
+from longspan.parallel.mesh import Mesh
+from longspan.pipeline.recipe import Recipe
+from longspan.utils.errors import ConfigError
+
+
+@contextmanager
+def ranks_of(recipe: Recipe) -> Iterator[World | None]:
+    """The ranks that torchrun started, as one of them; None for a process alone. A rank that fails just ends."""
+    launch = launched()
+    if launch is None or launch.ranks == 1:
+        yield None
+        return
+    gpu = recipe.device != "cpu" and torch.cuda.is_available()
+    world = join(launch, device_type="cuda" if gpu else "cpu", deadline_seconds=recipe.parallel.deadline_seconds)
+    yield world
+    world.leave()
+
+
+def meshes(recipe: Recipe, *, ranks: int) -> tuple[Mesh, ...]:
+    """The mesh of every stage.
+
+    Raises `ConfigError` (`parallel.mesh`) for one that has not as many places as there are ranks, or when stages want
+    the weights cut in different ways.
+    """
+    found = []
+    for index, stage in enumerate(recipe.stages):
+        asked = stage.mesh or recipe.parallel.mesh
+        mesh = Mesh(shard=ranks) if asked == "auto" else asked.mesh
+        try:
+            mesh.check(ranks)
+        except ConfigError as error:
+            error.where = f"recipe: stages.{index}.mesh" if stage.mesh else "recipe: parallel.mesh"
+            raise
+        found.append(mesh)
+    copies = {mesh.replicate for mesh in found}
+    if len(copies) > 1:
+        raise ConfigError(
+            "parallel.mesh",
+            f"stages keep {' and '.join(map(str, sorted(copies)))} copies of the weights, which stay cut as they are",
+            where="recipe: stages",
+            fix="give every mesh the same replicate",
+        )
+    return tuple(found)
+
+
+def scheme_of(mesh: Mesh, world: World, choice: EngineChoice) -> Scheme:
+    """How the ranks that share a row attend together. Every rank calls this."""
+    axes, local = world.axes(mesh), Local(merge=pointwise.merge_)
+    ring, ulysses = axes["ring"], axes["ulysses"]
+    if mesh.ulysses == 1:
+        return ACROSS[mesh.across](ring=ring, local=local) if mesh.ring > 1 else local
+    widths = {"kv_width": choice.kv_width, "query_width": choice.query_width}
+    if mesh.ring == 1:
+        return Ulysses(ulysses=ulysses, inner=local, **widths)
+    return Grid(ring=ring, ulysses=ulysses, across=mesh.across, local=local, **widths)

@@ -1,0 +1,63 @@
+"""The training phase as each rank works on it: its share of rows and weights, its passes, its part of checkpoints."""
+
+import uuid
+from collections.abc import Sequence
+
+from longspan.batch import Batch
+from longspan.data.collate import collate
+from longspan.data.rows import StageRows
+from longspan.pipeline.engines import StageEngines
+from longspan.pipeline.job import Job
+from longspan.pipeline.memory import memory_errors
+from longspan.records import StepMetrics
+from longspan.train.loop import train as train_decoder
+from longspan.train.metrics import MetricsFile
+from longspan.train.team import Team
+from longspan.train.trackers.base import Tracking
+from longspan.utils.files import read_json, write_json
+
+FIX = "lower train.micro_batch_tokens, which one pass takes at once, or engine.device_gib, which is planned with"
+
+
+def train_here(job: Job, rows: Sequence[StageRows]) -> None:
+    """All stages, from the newest checkpoint on. Raises as `longspan.train.loop.train` does."""
+    engines = StageEngines(job)
+    if job.leads:
+        write_json(job.folder.identity, job.train_inputs)
+    metrics, tracking = MetricsFile(job.folder.metrics), _tracking(job)
+
+    def batches(stage: int, first_row: int, count: int) -> Batch:
+        return collate([rows[stage].row(first_row + index) for index in range(count)])
+
+    def observe(step: StepMetrics) -> None:
+        metrics.write(step)
+        if tracking is not None:
+            tracking.observe(step)
+        job.observer.step(step, step_tokens=job.plans[step.stage].tokens_per_step, total_tokens=job.total_tokens)
+
+    try:
+        with memory_errors(lambda: f"recipe: stages.{engines.plan.index} (length {engines.plan.length:,})", fix=FIX):
+            train_decoder(
+                engines.decoder.train(),
+                job.plans,
+                settings=job.recipe.train,
+                batches=batches,
+                checkpoints=job.checkpoints(),
+                observe=observe,
+                engine=engines,
+                team=Team(stop=job.stop, weights=engines.weights, world=job.world),
+            )
+    finally:
+        if tracking is not None:
+            tracking.close()
+
+
+def _tracking(job: Job) -> Tracking | None:
+    recipe, folder = job.recipe, job.folder.tracking
+    if recipe.tracking is None or not job.leads:
+        return None
+    known = folder / "id.json"  # trackers go on with a run of the same name, which another folder's may have
+    if not known.exists():
+        write_json(known, {"id": uuid.uuid4().hex})
+    name = f"{recipe.name}-{read_json(known)['id'][:8]}"
+    return Tracking(recipe.tracking, folder, name=name, recipe=recipe.plain(), warn=job.observer.warn)
