@@ -1,5 +1,6 @@
 """Measuring the engine: random weights, random tokens, one line of numbers."""
 
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -79,6 +80,7 @@ class _Bench:
         self._engine: Engine | None = None
         self._updater: Updater | None = None
         self._trace: MemoryWatch | None = None
+        self._phases: list[tuple[str, torch.cuda.Event]] = []
 
     def run(self, frequencies: Frequencies, dtype: torch.dtype, *, command: str) -> BenchLine:
         """Build, warm up, measure."""
@@ -141,6 +143,7 @@ class _Bench:
         scheme = SkippedAttention() if self._settings.skip_attention_compute else None
         engine = Engine(decoder, choice, tokens=self._plan.work.tokens, folder=self._settings.anchors, scheme=scheme)
         engine.store.measure = self._device.type == "cuda"
+        engine.mark = self._mark
         self._engine = engine
 
         def run_engine(batch: Batch) -> Tensor:
@@ -152,6 +155,16 @@ class _Bench:
             return total
 
         return run_engine
+
+    def _mark(self, phase: str) -> None:
+        if self._device.type == "cuda":
+            self._phases.append((phase, torch.cuda.current_stream().record_event(torch.cuda.Event(enable_timing=True))))
+
+    def _phase_seconds(self) -> dict[str, float]:
+        """How long each phase of the last pass took on the device."""
+        last = max((at for at, (name, _) in enumerate(self._phases) if name == "forward"), default=0)
+        pairs = itertools.pairwise(self._phases[last:])
+        return {name: event.elapsed_time(following) / 1e3 for (name, event), (_, following) in pairs}
 
     def _timed(self, step: Callable[[Batch], Tensor], batch: Batch) -> tuple[list[float], list[float]]:
         seconds, losses = [], []
@@ -172,7 +185,7 @@ class _Bench:
             return
         with MemoryWatch(self._device) as watch:
             if self._engine is not None:
-                self._engine.mark = watch.mark
+                self._engine.mark = watch.mark  # phases have no times then: the watch looks at the device itself
             yield
         self._trace = watch
         self._draw(watch)
@@ -248,6 +261,7 @@ class _Bench:
             "lora": settings.lora,
             "losses": losses,
             "all_step_seconds": seconds,
+            "phase_seconds": self._phase_seconds(),
             "predicted_seconds": self._plan.seconds.total,
             "predicted_parts": self._plan.memory.parts,
             "predicted_phase": self._plan.memory.peak_phase,
