@@ -158,7 +158,8 @@ class _Bench:
 
     def _mark(self, phase: str) -> None:
         if self._device.type == "cuda":
-            self._phases.append((phase, torch.cuda.current_stream().record_event(torch.cuda.Event(enable_timing=True))))
+            event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            self._phases.append((phase, torch.cuda.current_stream().record_event(event)))
 
     def _phase_seconds(self) -> dict[str, float]:
         """How long each phase of the last pass took on the device."""
