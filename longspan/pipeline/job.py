@@ -253,6 +253,7 @@ class Job:
         return CheckpointStore(
             self.folder.checkpoints,
             keep=self.recipe.train.keep_checkpoints,
+            saving=self.recipe.train.save,
             identity=self.train_inputs,
             versions=versions(),
             warn=self.observer.warn,

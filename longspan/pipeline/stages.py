@@ -244,15 +244,18 @@ def _train(job: Job) -> None:
             job.observer.step(step, step_tokens=job.plans[step.stage].tokens_per_step, total_tokens=job.total_tokens)
 
         try:
-            with memory_errors(
-                lambda: f"recipe: stages.{engines.plan.index} (length {engines.plan.length:,})", fix=fix
+            with (
+                memory_errors(
+                    lambda: f"recipe: stages.{engines.plan.index} (length {engines.plan.length:,})", fix=fix
+                ),
+                job.checkpoints() as checkpoints,
             ):
                 train_decoder(
                     engines.decoder.train(),
                     job.plans,
                     settings=job.recipe.train,
                     batches=batches,
-                    checkpoints=job.checkpoints(),
+                    checkpoints=checkpoints,
                     observe=observe,
                     stop=job.stop,
                     engine=engines,

@@ -12,7 +12,7 @@ import toy_training
 from safetensors.torch import load_file
 from toy_training import decoder, frequencies, run, store
 
-from longspan.train import checkpoint as module
+from longspan.train import manifest, shardfiles
 from longspan.train.checkpoint import Progress
 from longspan.train.optimizer import build_updater
 from longspan.train.settings import TrainSettings
@@ -34,7 +34,8 @@ def state(seed: int = 1, *, width: int = 16):
 def save(saving, step: int, *, seed: int = 1):
     model, updater = state(seed)
     progress = Progress(step=step, stage=1, step_in_stage=step, rows_in_stage=4 * step, tokens=32 * step)
-    return saving.save(progress, decoder=model, updater=updater)
+    saving.save(progress, decoder=model, updater=updater)
+    return saving.latest()
 
 
 def names(folder: Path) -> list[str]:
@@ -63,7 +64,8 @@ def test_what_is_saved_comes_back(tmp_path):
 
 def test_files_are_plain_safetensors_and_json_with_true_hashes(tmp_path):
     model, updater = state(2)
-    folder = store(tmp_path).save(Progress(step=1), decoder=model, updater=updater).folder
+    store(tmp_path).save(Progress(step=1), decoder=model, updater=updater)
+    folder = tmp_path / "checkpoints" / "step-000001"
     assert sorted(path.name for path in folder.iterdir()) == sorted(FILES)
     weights = load_file(folder / "model.safetensors")
     assert weights.keys() == dict(model.named_parameters()).keys()
@@ -72,13 +74,13 @@ def test_files_are_plain_safetensors_and_json_with_true_hashes(tmp_path):
     for name in dict(model.named_parameters()):
         assert torch.equal(moments[f"exp_avg/{name}"], updater.tensors()[f"exp_avg/{name}"])
         assert moments[f"step/{name}"] == 1.0
-    manifest = json.loads((folder / "manifest.json").read_text())["content"]
+    told = json.loads((folder / "manifest.json").read_text())["content"]
     for name in FILES[:2]:
         content = (folder / name).read_bytes()
-        assert manifest["files"][name] == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    assert manifest["versions"] == toy_training.VERSIONS | {"device": "cpu", "threads": 1}
-    assert manifest["identity"] == {"recipe": {"seed": 1}}
-    assert manifest["frequencies"]["theta"] == 100.0
+        assert told["files"][name] == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    assert told["versions"] == toy_training.VERSIONS | {"device": "cpu", "threads": 1, "ranks": 1}
+    assert told["identity"] == {"recipe": {"seed": 1}}
+    assert told["frequencies"]["theta"] == 100.0
 
 
 def test_the_newest_are_kept(tmp_path):
@@ -224,6 +226,7 @@ def test_going_on_with_other_versions_or_threads_is_told_once_and_works(tmp_path
         "torch": "9.9",
         "device": "cpu",
         "threads": 64,
+        "ranks": 1,
     }
 
 
@@ -253,7 +256,8 @@ def test_another_model_is_refused_before_anything_is_changed(tmp_path):
 
 
 def test_a_newer_format_is_refused_and_left_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "SCHEMA", 2)
+    monkeypatch.setattr(manifest, "SCHEMA", 3)
+    monkeypatch.setattr(manifest, "READABLE", (3,))
     path = tmp_path / "checkpoints" / "step-000001"
     save(store(tmp_path), 1)
     monkeypatch.undo()
@@ -269,14 +273,14 @@ def test_a_disk_that_does_not_answer_is_no_damage(tmp_path, monkeypatch):
     def failing(path):
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(module, "sha256", failing)
+    monkeypatch.setattr(manifest, "sha256", failing)
     with pytest.raises(StorageError) as caught:
         store(tmp_path).latest()
     monkeypatch.undo()
     assert caught.value.code == "storage.read"
-    manifest = tmp_path / "checkpoints" / "step-000001" / "manifest.json"
-    manifest.rename(manifest.with_name("kept"))
-    manifest.mkdir()  # reading it now gives an error of the system, not a missing file
+    path = tmp_path / "checkpoints" / "step-000001" / "manifest.json"
+    path.rename(path.with_name("kept"))
+    path.mkdir()  # reading it now gives an error of the system, not a missing file
     with pytest.raises(StorageError):
         store(tmp_path).latest()
     assert "step-000001" in names(tmp_path)
@@ -286,14 +290,14 @@ def test_bytes_that_come_back_wrong_are_noticed_while_older_ones_are_kept(tmp_pa
     saving = store(tmp_path)
     save(saving, 1)
     save(saving, 2)
-    real = module.write_tensors
+    real = shardfiles.write_tensors
 
     def lying(path, tensors, **options):
         digest = real(path, tensors, **options)
         damage(path, 3000)
         return digest
 
-    monkeypatch.setattr(module, "write_tensors", lying)
+    monkeypatch.setattr(shardfiles, "write_tensors", lying)
     with pytest.raises(StorageError) as caught:
         save(saving, 3)
     assert caught.value.code == "storage.verify"

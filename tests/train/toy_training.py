@@ -31,7 +31,7 @@ def frequencies(*, theta: float = 100.0, length: int = 8) -> Frequencies:
     return Frequencies(theta=theta, factors=(1.0,) * 4, attention_factor=1.0, length=length, trained_length=8)
 
 
-def shape(*, width: int = 16) -> ModelShape:
+def shape(*, width: int = 16, mlp_width: int = 24) -> ModelShape:
     return ModelShape(
         family="llama",
         layers=2,
@@ -39,7 +39,7 @@ def shape(*, width: int = 16) -> ModelShape:
         heads=2,
         kv_heads=1,
         head_dim=8,
-        mlp_width=24,
+        mlp_width=mlp_width,
         vocabulary=VOCABULARY,
         norm_epsilon=1e-5,
         tied=True,
