@@ -23,6 +23,7 @@ LOADED = (
     "torch",
     "torch.distributed",
     "torch.distributed.fsdp",
+    "torch._dynamo",
     "numpy",
     "longspan.attention.schemes.grid",
     "longspan.train.checkpoint",

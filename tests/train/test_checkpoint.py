@@ -267,6 +267,25 @@ def test_a_newer_format_is_refused_and_left_alone(tmp_path, monkeypatch):
     assert path.is_dir()
 
 
+def test_a_checkpoint_of_the_first_format_is_read(tmp_path):
+    """It knew one rank only and did not say so."""
+    save(store(tmp_path), 1, seed=3)
+    path = tmp_path / "checkpoints" / "step-000001" / "manifest.json"
+    content = json.loads(path.read_text())["content"]
+    assert content["schema"] == 2
+    assert content["versions"].pop("ranks") == 1
+    content["schema"] = 1
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    path.write_text(json.dumps({"sha256": digest, "content": content}))
+    told, model, updater = [], *state(4)
+    saving = store(tmp_path, warn=told.append)
+    found = saving.latest()
+    found.restore(model, updater)
+    saving.warn_of_other_bits(found, model)
+    assert told == []
+    assert torch.equal(model.embed.weight, state(3)[0].embed.weight)
+
+
 def test_a_disk_that_does_not_answer_is_no_damage(tmp_path, monkeypatch):
     save(store(tmp_path), 1)
 

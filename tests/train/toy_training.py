@@ -150,6 +150,7 @@ def run(
     stop: Callable[[], bool] = lambda: False,
     warn: Callable[[str], None] = lambda text: None,
     save_every_steps: int = 2,
+    saving: str = "blocking",
 ) -> Decoder:
     """The whole run of two stages, 7 steps, in `folder`; `hook` sees every step after it is written down."""
     folder.mkdir(exist_ok=True)
@@ -160,15 +161,16 @@ def run(
         metrics.write(seen)
         hook(seen)
 
-    train(
-        trained,
-        two_stages(),
-        settings=TrainSettings(save_every_steps=save_every_steps),
-        batches=batches,
-        checkpoints=store(folder, warn=warn),
-        observe=observe,
-        stop=stop,
-    )
+    with store(folder, warn=warn, saving=saving) as checkpoints:
+        train(
+            trained,
+            two_stages(),
+            settings=TrainSettings(save_every_steps=save_every_steps),
+            batches=batches,
+            checkpoints=checkpoints,
+            observe=observe,
+            stop=stop,
+        )
     return trained
 
 
@@ -201,7 +203,11 @@ def kill_at_operation(number: int, folder: Path) -> None:
 
 
 def child(folder: Path, fault: str, value: float) -> None:
-    """Run under one fault: `none`, `step` n, `operation` n, `time` seconds, or `signals` (SIGTERM at step n)."""
+    """Run under one fault: `none`, `step` n, `operation` n, `time` seconds, or `signals` (SIGTERM at step n).
+
+    With `-async` behind it training does not wait for its saves.
+    """
+    fault, _, saving = fault.partition("-")
 
     def hook(metrics: StepMetrics) -> None:
         if fault == "step" and metrics.step == value:
@@ -215,7 +221,7 @@ def child(folder: Path, fault: str, value: float) -> None:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)  # the kernel ends the process, Python does not notice
         signal.setitimer(signal.ITIMER_REAL, value)
     with stop_on_signals() as stop:
-        run(folder, hook=hook, stop=stop)
+        run(folder, hook=hook, stop=stop, saving=saving or "blocking")
 
 
 def serve() -> None:
