@@ -323,4 +323,5 @@ def test_killed_at_file_operations_of_a_save_over_ranks(tmp_path, saving, rank, 
         store_for(folder).prepare(decoder, states)
         assert not list(folder.glob("*.tmp-*"))
         steps.append(found.progress.step)
+    assert lived, "the last number lies behind the last operation"
     assert set(steps) == {2, 3}, "some kills came before the rename, others after it"
