@@ -245,9 +245,7 @@ def _train(job: Job) -> None:
 
         try:
             with (
-                memory_errors(
-                    lambda: f"recipe: stages.{engines.plan.index} (length {engines.plan.length:,})", fix=fix
-                ),
+                memory_errors(lambda: f"recipe: stages.{engines.plan.index} (length {engines.plan.length:,})", fix=fix),
                 job.checkpoints() as checkpoints,
             ):
                 train_decoder(

@@ -123,10 +123,7 @@ def _remedies(work: Workload, settings: EngineSettings, short: Shortfall, *, sha
             "LoRA": whole,
         }
     elif short.tier == "host":
-        found |= {
-            'engine.farthest = "disk"': settings.farthest == "host",
-            "a machine with more host memory": True,
-        }
+        found |= {'engine.farthest = "disk"': settings.farthest == "host", "a machine with more host memory": True}
     else:
         found["free disk space"] = True
     return [remedy for remedy, helps in found.items() if helps]

@@ -211,18 +211,23 @@ class CheckpointStore:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if kind is None or issubclass(kind, Interrupted):
-            self.finish()
-        elif self._in_flight is not None:
-            # The run has failed; a save that a lost rank holds up must not keep it from ending.
-            if not self._in_flight.ended(within_seconds=self._peers.deadline_seconds):
-                return
-            try:
+        try:
+            if kind is None or issubclass(kind, Interrupted):
                 self.finish()
-            except Exception as failure:  # noqa: BLE001 - the error of the run is the one to raise
-                self._warn(f"the checkpoint that was being written is lost: {failure}")
-        if self._copy is not None:
-            self._copy.close()
+            elif issubclass(kind, Exception):  # whoever stops the process at once does not wait
+                self._finish_after_failure()
+        finally:
+            if self._copy is not None and self._in_flight is None:
+                self._copy.close()
+
+    def _finish_after_failure(self) -> None:
+        """After an error of the run itself: a save that a lost rank holds up must not keep it from ending."""
+        if self._in_flight is None or not self._in_flight.ended(within_seconds=self._peers.deadline_seconds):
+            return
+        try:
+            self.finish()
+        except Exception as failure:  # noqa: BLE001 - the error of the run is the one to raise
+            self._warn(f"the checkpoint that was being written is lost: {failure}")
 
     def _versions_with(self, decoder: Decoder) -> dict[str, Any]:
         here = {"device": decoder.device.type, "threads": torch.get_num_threads(), "ranks": self._peers.ranks}

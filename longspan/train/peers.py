@@ -80,7 +80,7 @@ class Peers:
                 where=str(cause).partition("\n")[0],
                 fix="look at the log of the rank that is named; the same command goes on from the last checkpoint",
             ) from cause
-        return [json.loads(bytes(text[:size].tolist())) for text, size in zip(texts, sizes, strict=True)]
+        return [json.loads(text[:size].numpy().tobytes()) for text, size in zip(texts, sizes, strict=True)]
 
     def _gather(self, own: Tensor) -> list[Tensor]:
         found = [torch.empty_like(own) for _ in range(self.ranks)]

@@ -168,6 +168,13 @@ def test_a_run_that_fails_does_not_wait_for_ranks_that_do_not_come(tmp_path, dis
     disk.release.set()
 
 
+def test_who_stops_the_process_at_once_does_not_wait_for_the_disk(tmp_path, disk):
+    with pytest.raises(KeyboardInterrupt):
+        failed_run(tmp_path, KeyboardInterrupt())
+    assert steps_on(tmp_path) == []
+    disk.release.set()
+
+
 def test_no_room_for_the_copy_is_said_before_training(tmp_path, monkeypatch):
     def refuse(memory, count):
         raise LongspanError("engine.host-memory", f"the system will not lock {count:,} bytes of host memory")
