@@ -142,15 +142,22 @@ def read_entries(path: Path, *, codes: bool = False) -> dict[str, Entry]:
     return entries
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Stored], *, dtype: torch.dtype | None) -> str:
+def write_tensors(
+    path: Path,
+    tensors: Mapping[str, Stored],
+    *,
+    dtype: torch.dtype | None,
+    metadata: Mapping[str, str] | None = None,
+) -> str:
     """Write a new file durably, tensor by tensor in the order given, and return its sha256, formed on the way.
 
-    The bytes depend on names, values and `dtype` alone; None leaves every tensor, all of them `Held`, in its own type.
+    The bytes depend on the arguments alone; a `dtype` of None leaves every tensor, all of them `Held`, in its own type.
+    `metadata` are words of the header that tell readers more.
     Raises `ModelError` when a value is NaN or infinite in `dtype`, `StorageError` when the disk cannot take it.
     """
     digest = hashlib.sha256()
     with storage_errors(path), path.open("xb") as file:
-        header, _ = _layout(tensors, dtype)
+        header, _ = _layout(tensors, dtype, metadata or {})
         digest.update(header)
         file.write(header)
         for name, stored in tensors.items():
@@ -174,7 +181,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Stored], *, dtype: torch.dty
 
 def file_bytes(tensors: Mapping[str, Stored], dtype: torch.dtype | None) -> int:
     """The size of the file that `write_tensors` would write."""
-    header, data_bytes = _layout(tensors, dtype)
+    header, data_bytes = _layout(tensors, dtype, {})
     return len(header) + data_bytes
 
 
@@ -185,9 +192,9 @@ def _dtype(stored: Stored, dtype: torch.dtype | None) -> torch.dtype:
     return stored.dtype
 
 
-def _layout(tensors: Mapping[str, Stored], dtype: torch.dtype | None) -> tuple[bytes, int]:
+def _layout(tensors: Mapping[str, Stored], dtype: torch.dtype | None, metadata: Mapping[str, str]) -> tuple[bytes, int]:
     """The file up to its first tensor, and the bytes of all tensors."""
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}}
     end = 0
     for name, stored in tensors.items():
         own = _dtype(stored, dtype)

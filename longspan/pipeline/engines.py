@@ -96,6 +96,7 @@ def _workload(job: Job, plan: StagePlan) -> Workload:
         states_on=optimizer.states,
         update_inside=optimizer.update == "inside",
         trainable=None if job.recipe.lora is None else job.recipe.lora.trained_parameters(job.start[0]),
+        copied_bytes=optimizer.checkpoint_bytes if job.recipe.train.save == "async" else 0.0,
     )
     return Workload(
         shape=job.start[0],

@@ -30,6 +30,7 @@ from longspan.rope.frequencies import Frequencies, RopeBase
 from longspan.rope.methods.default import Default
 from longspan.shape import ModelShape
 from longspan.train.checkpoint import Checkpoint, CheckpointStore
+from longspan.train.peers import ALONE, Peers
 from longspan.train.plan import StagePlan
 from longspan.utils.errors import ConfigError, Interrupted, StorageError
 from longspan.utils.files import read_json, sha256, write_atomic, write_json
@@ -278,14 +279,16 @@ class Job:
         checkpoint.restore(decoder)
         return decoder, checkpoint.sha256
 
-    def checkpoints(self) -> CheckpointStore:
-        """The checkpoints of this run."""
+    def checkpoints(self, peers: Peers = ALONE) -> CheckpointStore:
+        """The checkpoints of this run, for this process alone unless there are `peers`."""
         return CheckpointStore(
             self.folder.checkpoints,
             keep=self.recipe.train.keep_checkpoints,
+            saving=self.recipe.train.save,
             identity=self.train_inputs,
             versions=versions(),
             warn=self.observer.warn,
+            peers=peers,
         )
 
     def stores(self) -> Stores:

@@ -12,6 +12,7 @@ from longspan.pipeline.memory import memory_errors
 from longspan.records import StepMetrics
 from longspan.train.loop import train as train_decoder
 from longspan.train.metrics import MetricsFile
+from longspan.train.peers import Peers
 from longspan.train.team import Team
 from longspan.train.trackers.base import Tracking
 from longspan.utils.files import read_json, write_json
@@ -36,13 +37,16 @@ def train_here(job: Job, rows: Sequence[StageRows]) -> None:
         job.observer.step(step, step_tokens=job.plans[step.stage].tokens_per_step, total_tokens=job.total_tokens)
 
     try:
-        with memory_errors(lambda: f"recipe: stages.{engines.plan.index} (length {engines.plan.length:,})", fix=FIX):
+        with (
+            memory_errors(lambda: f"recipe: stages.{engines.plan.index} (length {engines.plan.length:,})", fix=FIX),
+            job.checkpoints(Peers(job.world)) as checkpoints,
+        ):
             train_decoder(
                 engines.decoder.train(),
                 job.plans,
                 settings=job.recipe.train,
                 batches=batches,
-                checkpoints=job.checkpoints(),
+                checkpoints=checkpoints,
                 observe=observe,
                 engine=engines,
                 team=Team(stop=job.stop, weights=engines.weights, world=job.world),

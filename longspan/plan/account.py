@@ -111,6 +111,7 @@ def _remedies(work: Workload, settings: EngineSettings, short: Shortfall, *, sha
     found = {
         'engine.keep = "inputs"': settings.keep not in ("auto", "inputs"),
         "leave engine.segment out": settings.segment is not None and settings.segment < work.shape.layers,
+        'train.save = "blocking"': states.copied_bytes > 0 and (shared or short.tier == "host"),
     }
     if short.tier == "device":
         found |= {

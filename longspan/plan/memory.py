@@ -371,7 +371,7 @@ class Parts:
 
     @cached_property
     def host(self) -> Bytes:
-        """Anchors, the residual gradient, the optimizer, and the buffers of files."""
+        """Anchors, the residual gradient, the optimizer, the copy that is saved from, and the buffers of files."""
         states = self.work.states
         files = sum(tier == "disk" for tier in self.choice.anchors) * max(self._tile_of("x"), self._tile_of("o"))
         files += self._gradient_tile if self.choice.gradient == "disk" else 0
@@ -379,6 +379,7 @@ class Parts:
             "anchors": self._on("host"),
             "residual gradient": self._u if self.choice.gradient == "host" else 0,
             "optimizer": self.work.state_bytes if states.states_on == "host" else 0,
+            "copy for checkpoints": round(self.work.trainable * states.copied_bytes),
             "buffers of files": FILE_BUFFERS * files,
         }
 

@@ -12,7 +12,8 @@ class States:
 
     `gradient_bytes` and `state_bytes` (the optimizer's) are of a trained weight. `trainable` counts the weights that
     have gradients: None means all, LoRA far fewer, which come in float32 on top of the model's. `update_inside`: a
-    block's weights are updated in the backward pass, so no gradient outlives its block.
+    block's weights are updated in the backward pass, so no gradient outlives its block. `copied_bytes` of a trained
+    weight and its states are copied to host memory for a save that training does not wait for.
     """
 
     weight_bytes: int = 2
@@ -21,6 +22,7 @@ class States:
     states_on: Literal["device", "host"] = "device"
     update_inside: bool = False
     trainable: int | None = None
+    copied_bytes: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,28 +1,37 @@
 """Checkpoints that survive a kill at any moment: written aside, hashed, renamed, verified, never overwritten."""
 
 import json
-import re
 import shutil
-import uuid
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Literal, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from longspan.model.decoder import Decoder
-from longspan.model.tensorfile import Entry, Held, file_bytes, read_entries, write_tensors
 from longspan.rope.frequencies import Frequencies
+from longspan.train.background import Background, HostCopy
+from longspan.train.checkpointfolder import CheckpointFolder, checked_manifest
+from longspan.train.manifest import check_hashes
 from longspan.train.optimizer import Updater
-from longspan.utils.errors import CheckpointError, StorageError
-from longspan.utils.files import fsync_folder, read_json, sha256, storage_errors, write_json
+from longspan.train.peers import ALONE, Peers
+from longspan.train.shardfiles import (
+    OPTIMIZER,
+    WEIGHTS,
+    SavedTensors,
+    State,
+    form,
+    local_part,
+    state_bytes,
+    write_share,
+)
+from longspan.utils.errors import CheckpointError, Interrupted, StorageError
 from longspan.utils.values import canonical_sha256, differences
 
-SCHEMA = 1
-WEIGHTS, OPTIMIZER, MANIFEST, LATEST = "model.safetensors", "optimizer.safetensors", "manifest.json", "latest.json"
-NAME = re.compile(r"step-(\d{6,})")
 LISTED_DIFFERENCES = 12
 
 
@@ -45,38 +54,56 @@ class Checkpoint:
     folder: Path
     progress: Progress
     frequencies: Frequencies
-    sha256: str  # of the weights file
+    sha256: str  # of the weights: of their file, or of the hashes of several
     identity: dict[str, Any]  # the recipe, data and starting model it was made with, as the store was given them
-    versions: dict[str, Any]  # of packages and machine, its device and threads included
+    versions: dict[str, Any]  # of packages and machine, its device, threads and ranks included
+    files: tuple[str, ...]
+    peers: Peers = field(repr=False)
 
     def restore(self, decoder: Decoder, updater: Updater | None = None) -> None:
         """Put the saved weights, position frequencies and, when one is given, the optimizer's states into place.
 
-        Weights that require no gradient are not part of a checkpoint and stay as they are.
+        Every rank calls this; it may hold other parts than the ranks that saved, whole tensors or cut ones. Weights
+        that require no gradient are not part of a checkpoint and stay as they are.
         Raises `CheckpointError` when names, shapes or types are those of another model.
         """
-        self._fill(WEIGHTS, _trained(decoder))
-        if updater is not None:
-            self._fill(OPTIMIZER, updater.tensors())
+        state = _state(decoder, updater)
+        self.peers.agree(lambda: self._fill(state))
         decoder.frequencies = self.frequencies
 
-    @torch.no_grad()
-    def _fill(self, file: str, tensors: Mapping[str, Tensor]) -> None:
-        entries = read_entries(self.folder / file, codes=file == OPTIMIZER)
-        saved = {name: _form(entry) for name, entry in entries.items()}
-        wanted = {name: _form(Held(tensor)) for name, tensor in tensors.items()}
-        if saved != wanted:
-            _refuse("model", differences(saved, wanted), self.folder / file)
-        for name, entry in entries.items():
-            tensors[name].copy_(entry.read())
+    def _fill(self, state: State) -> None:
+        found = {kind: SavedTensors(self.folder, _of_kind(kind, self.files)) for kind in state}
+        for kind, tensors in state.items():
+            wanted = {name: form(tensor) for name, tensor in tensors.items()}
+            saved = found[kind].forms
+            if saved != wanted:
+                in_order = {name: saved[name] for name in wanted if name in saved} | saved
+                _refuse("model", differences(in_order, wanted), self.folder)
+        for kind, tensors in state.items():
+            found[kind].fill(tensors)
+
+
+@dataclass(frozen=True)
+class _Request:
+    """A state to be saved, as it was when it was asked for: the manifest but for the files, and the tensors."""
+
+    manifest: dict[str, Any]
+    state: State  # shapes, and how they are cut
+    held: Mapping[str, Tensor]  # the numbers that this rank holds
 
 
 class CheckpointStore:
     """The checkpoints of one run in one folder, newest first in every look-up.
 
     `identity` is whatever decides the weights (recipe, data, starting model), as JSON: a checkpoint that was made
-    under another one is refused. `versions`, with device and threads, is noted in the manifest and decides bits only.
-    `warn` hears of checkpoints set aside, and of one that training goes on from with other versions.
+    under another one is refused. `versions`, with device, threads and ranks, is noted in the manifest and decides bits
+    only. `warn` hears of checkpoints set aside, and of one that training goes on from with other versions.
+
+    `saving` says whether training halts until a checkpoint is on disk (`blocking`), or until its tensors are copied to
+    host memory (`async`). With several ranks all of them see one folder and call the same methods in the same order,
+    each with its own `peers`; what goes wrong on one is raised on all, and rank 0 alone warns.
+
+    As a context manager it waits at the end for the save in flight.
     """
 
     def __init__(
@@ -87,85 +114,78 @@ class CheckpointStore:
         identity: Mapping[str, Any],
         versions: Mapping[str, str],
         warn: Callable[[str], None],
+        saving: Literal["async", "blocking"] = "blocking",
+        peers: Peers = ALONE,
     ) -> None:
         assert keep >= 2, "one checkpoint is none: the newest may turn out damaged"
-        self.folder = folder
+        self._folder = CheckpointFolder(folder)
         self._keep = keep
         self._identity = json.loads(json.dumps(identity))  # as it reads back: tuples are lists
         self._versions = dict(versions)
-        self._warn = warn
+        self._warn = warn if peers.rank == 0 else _silent
+        self._saving = saving
+        self._peers = peers
+        self._seen_by_all = peers.group is None
         self._verified: dict[Path, Checkpoint] = {}
+        self._copy: HostCopy | None = None
+        self._in_flight: Background | None = None
 
-    def prepare(self, decoder: nn.Module, updater: Updater) -> None:
-        """Before training: drop what a kill left half-written, and make sure that the disk has room.
+    def prepare(self, decoder: Decoder, updater: Updater) -> None:
+        """Before training: drop what a kill left half-written, and make sure that disk and host memory have room.
 
-        Raises `StorageError` (`storage.space`) unless one checkpoint more than are kept will fit.
+        Raises `StorageError` (`storage.space`) unless one checkpoint more than are kept will fit, and `LongspanError`
+        (`checkpoint.host-memory`) when there is no room for the copy of an asynchronous save.
         """
-        with storage_errors(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for leftover in self.folder.glob("*.tmp-*"):
-                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-            each_bytes = sum(file_bytes(tensors, None) for tensors in _files(decoder, updater).values())
-            have_bytes = sum(file.stat().st_size for folder in self._folders() for file in folder.iterdir())
-            free_bytes = shutil.disk_usage(self.folder).free
-        need_bytes = (self._keep + 1) * each_bytes - have_bytes
-        if free_bytes < need_bytes:
-            raise StorageError(
-                "storage.space",
-                f"checkpoints need {need_bytes:,} bytes and {free_bytes:,} are free "
-                f"({self._keep} kept and one being written, {each_bytes:,} bytes each)",
-                where=str(self.folder),
-                fix="free some space, or write the run to another disk",
-            )
+        state = _state(decoder, updater)
+        self._peers.lead(lambda: self._folder.make_room(each_bytes=state_bytes(state), keep=self._keep))
+        self._require_one_folder()
+        if self._saving == "async":
+            copy = self._copy = HostCopy(decoder.device)
+            self._peers.agree(lambda: copy.reserve(_held(state)))
 
     def latest(self) -> Checkpoint | None:
         """The newest checkpoint that is whole, or None; damaged ones on the way are renamed aside and told.
 
-        Raises `CheckpointError` when it belongs to another recipe or to a newer version of longspan.
+        Raises `CheckpointError` when it belongs to another recipe or to a newer version of longspan, or when not all
+        ranks see the folder.
         """
+        self._require_one_folder()
         for folder in self._folders():
             checkpoint = self._verify(folder)
             if checkpoint is None:
                 continue
             if checkpoint.identity != self._identity:
                 _refuse("recipe", differences(checkpoint.identity, self._identity), folder)
-            self._point_to(checkpoint)
+            self._peers.lead(partial(self._folder.point_to, folder))
             return checkpoint
         return None
 
-    def save(self, progress: Progress, *, decoder: Decoder, updater: Updater) -> Checkpoint:
+    def save(self, progress: Progress, *, decoder: Decoder, updater: Updater) -> None:
         """Write the state durably, verify it, move `latest.json`, and only then delete what is no longer kept.
 
-        Raises `StorageError`; whatever was saved before is untouched then.
+        An asynchronous save returns once the state is copied; one that is still in flight is waited for first, and
+        what went wrong with it is raised. Raises `StorageError`; whatever was saved before is untouched then.
         """
-        final = self.folder / f"step-{progress.step:06d}"
-        temporary = final.with_name(f"{final.name}.tmp-{uuid.uuid4().hex[:8]}")
-        try:
-            with storage_errors(final):
-                temporary.mkdir(parents=True)
-                hashes = {
-                    name: write_tensors(temporary / name, tensors, dtype=None)
-                    for name, tensors in _files(decoder, updater).items()
-                }
-            files = {name: {"bytes": (temporary / name).stat().st_size, "sha256": hashes[name]} for name in hashes}
-            self._write_manifest(temporary, progress, decoder, files)
-            with storage_errors(final):
-                temporary.rename(final)
-                fsync_folder(self.folder)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
-        checkpoint = self._verify(final)
-        if checkpoint is None:
-            raise StorageError(
-                "storage.verify",
-                "the disk gave back other bytes than were written",
-                where=str(final),
-                fix="check the disk, then run the same command again: older checkpoints are whole",
-            )
-        self._point_to(checkpoint)
-        self.retire()
-        return checkpoint
+        self.finish()
+        state = _state(decoder, updater)
+        held = _held(state)
+        manifest = {
+            "progress": asdict(progress),
+            "frequencies": asdict(decoder.frequencies),
+            "identity": self._identity,
+            "versions": self._versions_with(decoder),
+        }
+        if self._copy is None:
+            self._write(_Request(manifest, state, held))
+        else:
+            request = _Request(manifest, state, self._copy.take(held))
+            self._in_flight = Background(lambda: self._write(request), name="checkpoint")
+
+    def finish(self) -> None:
+        """Wait until the save in flight, if there is one, is durable, and raise what went wrong with it."""
+        if self._in_flight is not None:
+            writer, self._in_flight = self._in_flight, None
+            writer.finish()
 
     def retire(self) -> None:
         """Delete all but the newest `keep` verified checkpoints; damaged ones do not count and are set aside."""
@@ -173,11 +193,7 @@ class CheckpointStore:
         for folder in self._folders():
             if kept == self._keep:
                 self._verified.pop(folder, None)
-                # Renamed first, so that a kill while deleting leaves no folder that looks damaged.
-                doomed = folder.with_name(f"{folder.name}.tmp-{uuid.uuid4().hex[:8]}")
-                with storage_errors(folder):
-                    folder.rename(doomed)
-                    shutil.rmtree(doomed)
+                self._peers.lead(partial(self._folder.delete, folder))
             elif self._verify(folder) is not None:
                 kept += 1
 
@@ -191,139 +207,120 @@ class CheckpointStore:
                 f"{outcome} differ from those of a run that was never stopped ({_listed(found)})"
             )
 
-    def _versions_with(self, decoder: Decoder) -> dict[str, Any]:
-        return {**self._versions, "device": decoder.device.type, "threads": torch.get_num_threads()}
+    def __enter__(self) -> Self:
+        return self
 
-    def _write_manifest(self, folder: Path, progress: Progress, decoder: Decoder, files: Mapping[str, Any]) -> None:
-        content = {
-            "schema": SCHEMA,
-            "progress": asdict(progress),
-            "frequencies": asdict(decoder.frequencies),
-            "files": files,
-            "identity": self._identity,
-            "versions": self._versions_with(decoder),
-        }
-        # Written last, atomically and with the folder synced: a folder with a manifest has everything else.
-        write_json(folder / MANIFEST, {"sha256": canonical_sha256(content), "content": content})
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        try:
+            if kind is None or issubclass(kind, Interrupted):
+                self.finish()
+            elif issubclass(kind, Exception):  # whoever stops the process at once does not wait
+                self._finish_after_failure()
+        finally:
+            if self._copy is not None and self._in_flight is None:
+                self._copy.close()
+
+    def _finish_after_failure(self) -> None:
+        """After an error of the run itself: a save that a lost rank holds up must not keep it from ending."""
+        if self._in_flight is None or not self._in_flight.ended(within_seconds=self._peers.deadline_seconds):
+            return
+        try:
+            self.finish()
+        except Exception as failure:  # noqa: BLE001 - the error of the run is the one to raise
+            self._warn(f"the checkpoint that was being written is lost: {failure}")
+
+    def _versions_with(self, decoder: Decoder) -> dict[str, Any]:
+        here = {"device": decoder.device.type, "threads": torch.get_num_threads(), "ranks": self._peers.ranks}
+        return {**self._versions, **here}
+
+    def _require_one_folder(self) -> None:
+        if self._seen_by_all:
+            return
+        token = self._peers.lead(self._folder.leave_token)
+        self._peers.agree(lambda: self._folder.find_token(token))
+        self._peers.lead(lambda: self._folder.drop_token(token))
+        self._seen_by_all = True
+
+    def _folders(self) -> list[Path]:
+        """All checkpoints, newest first, as rank 0 sees them."""
+        return [self._folder.path / name for name in self._peers.lead(self._folder.names)]
+
+    def _write(self, request: _Request) -> None:
+        step = request.manifest["progress"]["step"]
+        temporary = self._folder.path / self._peers.lead(lambda: self._folder.make_temporary(step))
+        try:
+            shares = self._peers.agree(
+                lambda: write_share(temporary, request.state, held=request.held, peers=self._peers)
+            )
+            files = {name: record for share in shares for name, record in share.items()}
+            self._peers.lead(lambda: self._folder.publish(temporary, {**request.manifest, "files": files}))
+        except BaseException:
+            if self._peers.rank == 0:
+                shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        final = self._folder.of_step(step)
+        if self._verify(final) is None:
+            raise StorageError(
+                "storage.verify",
+                "the disk gave back other bytes than were written",
+                where=str(final),
+                fix="check the disk, then run the same command again: older checkpoints are whole",
+            )
+        self._peers.lead(lambda: self._folder.point_to(final))
+        self.retire()
 
     def _verify(self, folder: Path) -> Checkpoint | None:
         """The checkpoint if manifest, sizes and hashes are right; else None, and the folder is set aside."""
         if folder in self._verified:
             return self._verified[folder]
+        peers = self._peers
         try:
-            content = _read_manifest(folder)
-            if content["progress"]["step"] != _step_of(folder):
-                raise _damaged(f"{MANIFEST} is that of step {content['progress']['step']}", folder)
-            _check_files(folder, content["files"])
+            content = peers.lead(lambda: checked_manifest(folder))
+            files = content["files"]
+            # Each rank reads back what its neighbour wrote.
+            share = [name for index, name in enumerate(sorted(files), start=1) if index % peers.ranks == peers.rank]
+            peers.agree(lambda: check_hashes(folder, files, share))
         except CheckpointError as damage:
             if damage.code != "checkpoint.damaged":
                 raise
             self._set_aside(folder, damage)
             return None
         frequencies = content["frequencies"]
+        weights = {name: files[name]["sha256"] for name in _of_kind(WEIGHTS, files)}
         checkpoint = Checkpoint(
             folder=folder,
             progress=Progress(**content["progress"]),
             frequencies=Frequencies(**frequencies | {"factors": tuple(frequencies["factors"])}),
-            sha256=content["files"][WEIGHTS]["sha256"],
+            sha256=next(iter(weights.values())) if len(weights) == 1 else canonical_sha256(weights),
             identity=content["identity"],
-            versions=content["versions"],
+            versions={"ranks": 1} | content["versions"],
+            files=tuple(files),
+            peers=peers,
         )
         self._verified[folder] = checkpoint
         return checkpoint
 
-    def _folders(self) -> list[Path]:
-        found = [path for path in self.folder.glob("step-*") if NAME.fullmatch(path.name)]
-        return sorted(found, key=_step_of, reverse=True)
-
     def _set_aside(self, folder: Path, damage: CheckpointError) -> None:
-        number = 1
-        while (aside := folder.with_name(f"{folder.name}.damaged-{number}")).exists():
-            number += 1
-        with storage_errors(folder):
-            folder.rename(aside)
-            fsync_folder(self.folder)
-        self._warn(f"{folder.name} is damaged ({damage.what}) and was renamed to {aside.name}")
-
-    def _point_to(self, checkpoint: Checkpoint) -> None:
-        # A hint for people and scripts; longspan itself trusts only what it has verified.
-        value = {"folder": checkpoint.folder.name, "step": checkpoint.progress.step}
-        try:
-            right = read_json(self.folder / LATEST, error=CheckpointError) == value
-        except CheckpointError:
-            right = False
-        if not right:
-            write_json(self.folder / LATEST, value)
+        aside = self._peers.lead(lambda: self._folder.set_aside(folder))
+        self._warn(f"{folder.name} is damaged ({damage.what}) and was renamed to {aside}")
 
 
-def _step_of(folder: Path) -> int:
-    return int(folder.name.removeprefix("step-"))
+def _silent(text: str) -> None:
+    """What ranks other than the first say."""
 
 
-def _trained(decoder: nn.Module) -> dict[str, Tensor]:
-    return {name: weight for name, weight in decoder.named_parameters() if weight.requires_grad}
+def _state(decoder: Decoder, updater: Updater | None) -> dict[str, dict[str, Tensor]]:
+    """The trained weights and, when an updater is given, its states."""
+    weights: dict[str, Tensor] = {name: weight for name, weight in decoder.named_parameters() if weight.requires_grad}
+    return {WEIGHTS: weights} if updater is None else {WEIGHTS: weights, OPTIMIZER: updater.tensors()}
 
 
-def _form(tensor: Held | Entry) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {tensor.shape}"
+def _held(state: State) -> dict[str, Tensor]:
+    return {name: local_part(tensor) for tensors in state.values() for name, tensor in tensors.items()}
 
 
-def _files(decoder: nn.Module, updater: Updater) -> dict[str, dict[str, Held]]:
-    state: dict[str, Mapping[str, Tensor]] = {WEIGHTS: _trained(decoder), OPTIMIZER: updater.tensors()}
-    return {file: {name: Held(tensor) for name, tensor in tensors.items()} for file, tensors in state.items()}
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    """The content of a checkpoint's manifest, its own hash verified.
-
-    Raises `CheckpointError`: `checkpoint.damaged`, or `checkpoint.schema` for one that this version cannot read,
-    and `StorageError` when the disk does not answer.
-    """
-    try:
-        manifest = read_json(folder / MANIFEST, error=CheckpointError, code="checkpoint.damaged")
-    except CheckpointError as error:
-        if isinstance(error.__cause__, OSError):
-            raise _unreadable(folder, error.__cause__) from error
-        raise
-    whole = isinstance(manifest, dict) and manifest.keys() == {"sha256", "content"}
-    if not whole or manifest["sha256"] != canonical_sha256(manifest["content"]):
-        raise _damaged(f"{MANIFEST} does not agree with its hash", folder)
-    content: dict[str, Any] = manifest["content"]
-    if content["schema"] != SCHEMA:
-        raise CheckpointError(
-            "checkpoint.schema",
-            f"the checkpoint has format {content['schema']}, this version reads {SCHEMA}",
-            where=str(folder),
-            fix="use the version of longspan that wrote it (named in its manifest.json)",
-        )
-    return content
-
-
-def _check_files(folder: Path, files: Mapping[str, Any]) -> None:
-    """Compare sizes, then hashes, with the manifest; raises `CheckpointError` that names the file."""
-    try:
-        for name in (WEIGHTS, OPTIMIZER):
-            path = folder / name
-            if not path.is_file():
-                raise _damaged(f"{name} is missing", folder)
-            if path.stat().st_size != files[name]["bytes"]:
-                raise _damaged(f"{name} has {path.stat().st_size:,} bytes, not {files[name]['bytes']:,}", folder)
-        for name in (WEIGHTS, OPTIMIZER):
-            if sha256(folder / name) != files[name]["sha256"]:
-                raise _damaged(f"{name} does not agree with its hash", folder)
-    except OSError as error:
-        raise _unreadable(folder, error) from error
-
-
-def _damaged(what: str, folder: Path) -> CheckpointError:
-    return CheckpointError("checkpoint.damaged", what, where=str(folder), fix="restore it from a copy if there is one")
-
-
-def _unreadable(folder: Path, error: OSError) -> StorageError:
-    # Not the checkpoint's fault as far as one can tell: it must not be set aside for a disk that is away.
-    what = f"a checkpoint cannot be read: {error.strerror or error}"
-    fix = "check the disk and the permissions, then run the same command again"
-    return StorageError("storage.read", what, where=str(folder), fix=fix)
+def _of_kind(kind: str, files: Iterable[str]) -> list[str]:
+    return [name for name in files if name.startswith(kind)]
 
 
 def _listed(found: list[str]) -> str:

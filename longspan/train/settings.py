@@ -32,6 +32,7 @@ Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
 NUMBERLESS: dict[str, Any] = {
     "save_every_steps": True,
     "keep_checkpoints": True,
+    "save": True,
     "max_skipped_steps": True,
     "optimizer": {"states"},
 }
@@ -47,6 +48,8 @@ class TrainSettings(Settings):
     `micro_batch_tokens` bounds what one forward and backward pass takes (at least one row), on all ranks that share its
     tokens. A step whose loss or gradient is not finite changes nothing; after `max_skipped_steps` such steps in a row
     training stops.
+    `save` says how checkpoints are written: `async` halts training only while the trained weights and their states are
+    copied to host memory, which has to have room for them; `blocking` until they are on disk, with no copy.
     """
 
     optimizer: OptimizerChoice = AdamW()
@@ -60,6 +63,7 @@ class TrainSettings(Settings):
     max_skipped_steps: Annotated[int, Field(gt=0)] = 5
     save_every_steps: Annotated[int, Field(gt=0)] = 200
     keep_checkpoints: Annotated[int, Field(ge=2)] = 2
+    save: Literal["async", "blocking"] = "async"
 
     @model_validator(mode="after")
     def _clipping_is_possible(self) -> Self:

@@ -154,6 +154,19 @@ def test_refusals_offer_only_what_can_be_taken() -> None:
     assert not any(remedy in fix(shared, None) for remedy in (states, host))
 
 
+def test_a_save_that_waits_is_offered_where_its_copy_takes_the_room() -> None:
+    def fix(machine: Machine, copied_bytes: float) -> str:
+        work = Workload(shape=LLAMA3_8B, tokens=2**20, states=States(copied_bytes=copied_bytes))
+        with pytest.raises(LongspanError) as error:
+            choose(work, EngineSettings(farthest="host"), machine)
+        return error.value.fix
+
+    little = replace(H200, host_bytes=8 * GIB)
+    shared = Machine(device="cpu", device_bytes=16 * GIB, host_bytes=16 * GIB, disk_bytes=64 * GIB, shared=True)
+    assert all('train.save = "blocking"' in fix(machine, 4.0) for machine in (little, shared))
+    assert not any("train.save" in fix(machine, 0.0) for machine in (little, shared))
+
+
 def test_a_refusal_says_where_anchors_would_lie() -> None:
     with pytest.raises(LongspanError, match=r"64 on host\) needs .* of host memory"):
         plan(2**18, replace(H200, host_bytes=8 * GIB), keep="attention", segment=1)

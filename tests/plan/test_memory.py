@@ -61,6 +61,15 @@ def test_anchors_lie_where_the_choice_says() -> None:
     assert found.host["buffers of files"] == 6 * 3 * 8192 * 8192  # six tensors, three tiles of 8,192 tokens each
 
 
+def test_a_save_that_nobody_waits_for_takes_a_copy_on_the_host() -> None:
+    """Weights in bfloat16 and two states of 8 bits: 4 bytes of each of 8.03 billion numbers; or of adapters only."""
+    whole = predicted(choice_of(), states=States(copied_bytes=4.0))
+    assert whole.host["copy for checkpoints"] == 4 * 8_030_261_248
+    assert whole.device_bytes == predicted(choice_of()).device_bytes
+    adapters = predicted(choice_of(), states=States(copied_bytes=12.0, trainable=1_000_000))
+    assert adapters.host["copy for checkpoints"] == 12_000_000
+
+
 def test_lossy_anchors_have_half_the_bytes() -> None:
     """A byte a number and four for each 128; the log-sum-exp stays float32."""
     exact, lossy = predicted(choice_of()), predicted(choice_of(lossy_anchors=True))

@@ -3,42 +3,20 @@ import hashlib
 import json
 import random
 import shutil
-from collections import namedtuple
 from pathlib import Path
 
 import pytest
 import torch
 import toy_training
+from checkpoint_toys import names, save, state
 from safetensors.torch import load_file
 from toy_training import decoder, frequencies, run, store
 
-from longspan.train import checkpoint as module
+from longspan.train import manifest, shardfiles
 from longspan.train.checkpoint import Progress
-from longspan.train.optimizer import build_updater
-from longspan.train.settings import TrainSettings
 from longspan.utils.errors import CheckpointError, Interrupted, StorageError
 
 FILES = ("model.safetensors", "optimizer.safetensors", "manifest.json")
-
-
-def state(seed: int = 1, *, width: int = 16):
-    """A decoder and an updater that has made one step."""
-    model = decoder(seed, width=width)
-    updater = build_updater(model, TrainSettings())
-    for weight in model.parameters():
-        weight.grad = torch.full_like(weight, 0.1 * seed)
-    updater.step(0.0)
-    return model, updater
-
-
-def save(saving, step: int, *, seed: int = 1):
-    model, updater = state(seed)
-    progress = Progress(step=step, stage=1, step_in_stage=step, rows_in_stage=4 * step, tokens=32 * step)
-    return saving.save(progress, decoder=model, updater=updater)
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in (folder / "checkpoints").iterdir())
 
 
 def test_what_is_saved_comes_back(tmp_path):
@@ -63,7 +41,8 @@ def test_what_is_saved_comes_back(tmp_path):
 
 def test_files_are_plain_safetensors_and_json_with_true_hashes(tmp_path):
     model, updater = state(2)
-    folder = store(tmp_path).save(Progress(step=1), decoder=model, updater=updater).folder
+    store(tmp_path).save(Progress(step=1), decoder=model, updater=updater)
+    folder = tmp_path / "checkpoints" / "step-000001"
     assert sorted(path.name for path in folder.iterdir()) == sorted(FILES)
     weights = load_file(folder / "model.safetensors")
     assert weights.keys() == dict(model.named_parameters()).keys()
@@ -72,13 +51,13 @@ def test_files_are_plain_safetensors_and_json_with_true_hashes(tmp_path):
     for name in dict(model.named_parameters()):
         assert torch.equal(moments[f"exp_avg/{name}"], updater.tensors()[f"exp_avg/{name}"])
         assert moments[f"step/{name}"] == 1.0
-    manifest = json.loads((folder / "manifest.json").read_text())["content"]
+    told = json.loads((folder / "manifest.json").read_text())["content"]
     for name in FILES[:2]:
         content = (folder / name).read_bytes()
-        assert manifest["files"][name] == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    assert manifest["versions"] == toy_training.VERSIONS | {"device": "cpu", "threads": 1}
-    assert manifest["identity"] == {"recipe": {"seed": 1}}
-    assert manifest["frequencies"]["theta"] == 100.0
+        assert told["files"][name] == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    assert told["versions"] == toy_training.VERSIONS | {"device": "cpu", "threads": 1, "ranks": 1}
+    assert told["identity"] == {"recipe": {"seed": 1}}
+    assert told["frequencies"]["theta"] == 100.0
 
 
 def test_the_newest_are_kept(tmp_path):
@@ -224,6 +203,7 @@ def test_going_on_with_other_versions_or_threads_is_told_once_and_works(tmp_path
         "torch": "9.9",
         "device": "cpu",
         "threads": 64,
+        "ranks": 1,
     }
 
 
@@ -253,7 +233,8 @@ def test_another_model_is_refused_before_anything_is_changed(tmp_path):
 
 
 def test_a_newer_format_is_refused_and_left_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "SCHEMA", 2)
+    monkeypatch.setattr(manifest, "SCHEMA", 3)
+    monkeypatch.setattr(manifest, "READABLE", (3,))
     path = tmp_path / "checkpoints" / "step-000001"
     save(store(tmp_path), 1)
     monkeypatch.undo()
@@ -263,20 +244,39 @@ def test_a_newer_format_is_refused_and_left_alone(tmp_path, monkeypatch):
     assert path.is_dir()
 
 
+def test_a_checkpoint_of_the_first_format_is_read(tmp_path):
+    """It knew one rank only and did not say so."""
+    save(store(tmp_path), 1, seed=3)
+    path = tmp_path / "checkpoints" / "step-000001" / "manifest.json"
+    content = json.loads(path.read_text())["content"]
+    assert content["schema"] == 2
+    assert content["versions"].pop("ranks") == 1
+    content["schema"] = 1
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    path.write_text(json.dumps({"sha256": digest, "content": content}))
+    told, model, updater = [], *state(4)
+    saving = store(tmp_path, warn=told.append)
+    found = saving.latest()
+    found.restore(model, updater)
+    saving.warn_of_other_bits(found, model)
+    assert told == []
+    assert torch.equal(model.embed.weight, state(3)[0].embed.weight)
+
+
 def test_a_disk_that_does_not_answer_is_no_damage(tmp_path, monkeypatch):
     save(store(tmp_path), 1)
 
     def failing(path):
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(module, "sha256", failing)
+    monkeypatch.setattr(manifest, "sha256", failing)
     with pytest.raises(StorageError) as caught:
         store(tmp_path).latest()
     monkeypatch.undo()
     assert caught.value.code == "storage.read"
-    manifest = tmp_path / "checkpoints" / "step-000001" / "manifest.json"
-    manifest.rename(manifest.with_name("kept"))
-    manifest.mkdir()  # reading it now gives an error of the system, not a missing file
+    path = tmp_path / "checkpoints" / "step-000001" / "manifest.json"
+    path.rename(path.with_name("kept"))
+    path.mkdir()  # reading it now gives an error of the system, not a missing file
     with pytest.raises(StorageError):
         store(tmp_path).latest()
     assert "step-000001" in names(tmp_path)
@@ -286,100 +286,15 @@ def test_bytes_that_come_back_wrong_are_noticed_while_older_ones_are_kept(tmp_pa
     saving = store(tmp_path)
     save(saving, 1)
     save(saving, 2)
-    real = module.write_tensors
+    real = shardfiles.write_tensors
 
     def lying(path, tensors, **options):
         digest = real(path, tensors, **options)
         damage(path, 3000)
         return digest
 
-    monkeypatch.setattr(module, "write_tensors", lying)
+    monkeypatch.setattr(shardfiles, "write_tensors", lying)
     with pytest.raises(StorageError) as caught:
         save(saving, 3)
     assert caught.value.code == "storage.verify"
     assert names(tmp_path) == ["latest.json", "step-000001", "step-000002", "step-000003.damaged-1"]
-
-
-class FullDisk:
-    """Writes through `Path.open` fail after so many bytes, as on a disk that fills up."""
-
-    def __init__(self, monkeypatch, room_bytes: int) -> None:
-        self.room_bytes = room_bytes
-        real = Path.open
-        disk = self
-
-        def opening(path, mode="r", *args, **kwargs):
-            file = real(path, mode, *args, **kwargs)
-            return _Counted(file, disk) if set(mode) & set("wax") else file
-
-        monkeypatch.setattr(Path, "open", opening)
-
-
-class _Counted:
-    def __init__(self, file, disk: FullDisk) -> None:
-        self._file, self._disk = file, disk
-
-    def write(self, content) -> int:
-        room = self._disk.room_bytes
-        self._disk.room_bytes -= len(content)
-        if len(content) > room:
-            self._file.write(content[: max(0, room)])
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return self._file.write(content)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self._file.close()
-
-    def __getattr__(self, name):
-        return getattr(self._file, name)
-
-
-@pytest.mark.parametrize("room_share", [0.0, 0.01, 0.2, 0.34, 0.7, 0.97, 0.9999])
-def test_a_disk_that_fills_up_leaves_older_checkpoints_whole(tmp_path, room_share):
-    saving = store(tmp_path)
-    save(saving, 1)
-    found = save(saving, 2)
-    each_bytes = sum(path.stat().st_size for path in found.folder.iterdir())
-    with pytest.MonkeyPatch.context() as patch:
-        FullDisk(patch, int(room_share * each_bytes))
-        with pytest.raises(StorageError) as caught:
-            save(saving, 3)
-    assert caught.value.code == "storage.full"
-    assert names(tmp_path) == ["latest.json", "step-000001", "step-000002"]
-    assert store(tmp_path).latest().progress.step == 2
-    assert save(saving, 3).progress.step == 3, "it goes on when there is room again"
-
-
-def test_space_is_checked_before_training(tmp_path, monkeypatch):
-    model, updater = state()
-    saving = store(tmp_path, keep=4)
-    each_bytes = sum(path.stat().st_size for path in save(saving, 1).folder.glob("*.safetensors"))
-    usage = namedtuple("usage", "total used free")
-    # five fit when one is there already and there is room for four more; its manifest counts as well
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, 4 * each_bytes))
-    saving.prepare(model, updater)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, 4 * each_bytes - 5000))
-    with pytest.raises(StorageError) as caught:
-        saving.prepare(model, updater)
-    assert caught.value.code == "storage.space"
-
-
-def test_what_a_kill_left_is_removed_and_nothing_else(tmp_path):
-    folder = tmp_path / "checkpoints"
-    save(store(tmp_path), 1)
-    (folder / "step-000002.tmp-0a1b2c3d").mkdir()
-    (folder / "step-000002.tmp-0a1b2c3d" / "model.safetensors").write_bytes(b"half")
-    (folder / ".latest.json.tmp-0a1b2c3d").write_bytes(b"{")
-    (folder / "step-000003.damaged-1").mkdir()
-    (folder / "notes").mkdir()
-    store(tmp_path).prepare(*state())
-    assert names(tmp_path) == ["latest.json", "notes", "step-000001", "step-000003.damaged-1"]
-
-
-def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path):
-    (tmp_path / "checkpoints").write_text("a file is in the way")
-    with pytest.raises(StorageError):
-        store(tmp_path).prepare(*state())

@@ -67,20 +67,36 @@ def test_killed_at_a_file_operation_of_a_new_run(run_child, unbroken, tmp_path, 
     assert_same(folder, unbroken)
 
 
+@pytest.mark.parametrize("number", range(1, 70, 6))
+def test_killed_at_a_file_operation_of_a_save_while_training_goes_on(run_child, unbroken, tmp_path, number):
+    """F3: steps that came after the request have changed the weights that are being saved."""
+    folder = tmp_path / "run"
+    assert run_child(folder, "operation-async", number) == -9
+    assert run_child(folder) == 0
+    assert_same(folder, unbroken)
+
+
+def test_a_run_that_does_not_wait_for_its_saves_is_the_same_run(run_child, unbroken, tmp_path):
+    assert run_child(tmp_path / "run", "none-async") == 0
+    assert_same(tmp_path / "run", unbroken)
+
+
+@pytest.mark.parametrize("fault", ["time", "time-async"])
 @pytest.mark.parametrize("seed", range(4))
-def test_killed_again_and_again_at_any_moment(run_child, unbroken, tmp_path, seed):
+def test_killed_again_and_again_at_any_moment(run_child, unbroken, tmp_path, seed, fault):
     folder, chance = tmp_path / "run", random.Random(seed)
     for _ in range(6):
-        if run_child(folder, "time", chance.uniform(0.01, 0.15)) == 0:
+        if run_child(folder, fault, chance.uniform(0.01, 0.15)) == 0:
             break
     assert run_child(folder) == 0
     assert_same(folder, unbroken)
 
 
+@pytest.mark.parametrize("fault", ["signals", "signals-async"])
 @pytest.mark.parametrize("step", [1, 3, 4, 6])
-def test_sigterm_saves_the_last_finished_step(run_child, unbroken, tmp_path, step):
+def test_sigterm_saves_the_last_finished_step(run_child, unbroken, tmp_path, step, fault):
     folder = tmp_path / "run"
-    assert run_child(folder, "signals", step) == 75
+    assert run_child(folder, fault, step) == 75
     assert json.loads((folder / "checkpoints" / "latest.json").read_text())["step"] == step
     assert run_child(folder) == 0
     assert_same(folder, unbroken)

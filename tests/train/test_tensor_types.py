@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from longspan.model.tensorfile import Held, file_bytes, read_entries, write_tensors
@@ -49,3 +50,10 @@ def test_a_state_that_is_not_finite_is_not_written(tmp_path):
     with pytest.raises(ModelError) as caught:
         write_tensors(tmp_path / "bad.safetensors", {"scale": Held(torch.tensor([1.0, torch.nan]))}, dtype=None)
     assert caught.value.code == "model.not-finite"
+
+
+def test_words_of_the_header_are_read_back(tmp_path):
+    path = tmp_path / "state.safetensors"
+    write_tensors(path, {"scale": Held(TENSORS["scale"])}, dtype=None, metadata={"place": "[0]"})
+    with safe_open(path, framework="pt") as file:
+        assert file.metadata() == {"format": "pt", "place": "[0]"}

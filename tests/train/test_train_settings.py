@@ -55,7 +55,10 @@ def test_impossible_settings_are_refused(wrong):
 def test_only_what_decides_the_weights_is_compared_with_a_checkpoint():
     plain = TrainSettings()
     assert plain.shaping == TrainSettings.model_validate({"optimizer": {"kind": "adamw", "states": "host"}}).shaping
-    assert plain.shaping == TrainSettings(save_every_steps=7, keep_checkpoints=9, max_skipped_steps=1).shaping
+    assert (
+        plain.shaping
+        == TrainSettings(save_every_steps=7, keep_checkpoints=9, max_skipped_steps=1, save="blocking").shaping
+    )
     for change in ({"weight_decay": 0.2}, {"clip_norm": "none"}, {"betas": (0.9, 0.99)}, {"warmup_share": 0.5}):
         assert plain.shaping != TrainSettings(**change).shaping
     assert plain.shaping != TrainSettings.model_validate({"optimizer": {"kind": "adamw8"}}).shaping

@@ -32,7 +32,7 @@ def frequencies(*, theta: float = 100.0, length: int = 8) -> Frequencies:
     return Frequencies(theta=theta, factors=(1.0,) * 4, attention_factor=1.0, length=length, trained_length=8)
 
 
-def shape(*, width: int = 16) -> ModelShape:
+def shape(*, width: int = 16, mlp_width: int = 24) -> ModelShape:
     return ModelShape(
         family="llama",
         layers=2,
@@ -40,7 +40,7 @@ def shape(*, width: int = 16) -> ModelShape:
         heads=2,
         kv_heads=1,
         head_dim=8,
-        mlp_width=24,
+        mlp_width=mlp_width,
         vocabulary=VOCABULARY,
         norm_epsilon=1e-5,
         tied=True,
@@ -151,6 +151,7 @@ def run(
     stop: Callable[[], bool] = lambda: False,
     warn: Callable[[str], None] = lambda text: None,
     save_every_steps: int = 2,
+    saving: str = "blocking",
 ) -> Decoder:
     """The whole run of two stages, 7 steps, in `folder`; `hook` sees every step after it is written down."""
     folder.mkdir(exist_ok=True)
@@ -161,15 +162,16 @@ def run(
         metrics.write(seen)
         hook(seen)
 
-    train(
-        trained,
-        two_stages(),
-        settings=TrainSettings(save_every_steps=save_every_steps),
-        batches=batches,
-        checkpoints=store(folder, warn=warn),
-        observe=observe,
-        team=Team(stop=stop),
-    )
+    with store(folder, warn=warn, saving=saving) as checkpoints:
+        train(
+            trained,
+            two_stages(),
+            settings=TrainSettings(save_every_steps=save_every_steps),
+            batches=batches,
+            checkpoints=checkpoints,
+            observe=observe,
+            team=Team(stop=stop),
+        )
     return trained
 
 
@@ -202,7 +204,11 @@ def kill_at_operation(number: int, folder: Path) -> None:
 
 
 def child(folder: Path, fault: str, value: float) -> None:
-    """Run under one fault: `none`, `step` n, `operation` n, `time` seconds, or `signals` (SIGTERM at step n)."""
+    """Run under one fault: `none`, `step` n, `operation` n, `time` seconds, or `signals` (SIGTERM at step n).
+
+    With `-async` behind it training does not wait for its saves.
+    """
+    fault, _, saving = fault.partition("-")
 
     def hook(metrics: StepMetrics) -> None:
         if fault == "step" and metrics.step == value:
@@ -216,7 +222,7 @@ def child(folder: Path, fault: str, value: float) -> None:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)  # the kernel ends the process, Python does not notice
         signal.setitimer(signal.ITIMER_REAL, value)
     with stop_on_signals() as stop:
-        run(folder, hook=hook, stop=stop)
+        run(folder, hook=hook, stop=stop, saving=saving or "blocking")
 
 
 def serve() -> None:
