@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from longspan.utils.errors import ConfigError
 
@@ -13,13 +14,14 @@ class Mesh:
     """Ranks as `replicate x shard x ring x ulysses`.
 
     Ranks that differ in `ring` or `ulysses` hold other tokens of the same rows; ranks that differ in `replicate` or
-    `shard` hold other rows. Raises `parallel.mesh` for what cannot be.
+    `shard` hold other rows. `across` is the scheme on the ring axis. Raises `parallel.mesh` for what cannot be.
     """
 
     replicate: int = 1
     shard: int = 1
     ring: int = 1
     ulysses: int = 1
+    across: Literal["ring", "gather"] = "ring"
 
     def __post_init__(self) -> None:
         for name, size in zip(AXES, self.sizes, strict=True):

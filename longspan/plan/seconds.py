@@ -15,7 +15,8 @@ from longspan.plan.flops import (
     repeated_attention_flops,
 )
 from longspan.plan.machine import Machine
-from longspan.plan.memory import block_parameters, predict
+from longspan.plan.memory import predict
+from longspan.plan.weights import block_parameters
 from longspan.plan.workload import Workload
 
 LINEAR_SHARE, ATTENTION_SHARE = 0.65, 0.55  # of the peak, sustained at the power limit

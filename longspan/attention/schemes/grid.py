@@ -22,18 +22,26 @@ ACROSS: dict[str, type[Ring] | type[Gather]] = {"ring": Ring, "gather": Gather}
 class Grid(Scheme):
     """Each node has two chunks in zigzag, in consecutive parts over its ranks; the ranks with the same heads meet.
 
-    Head counts as `Ulysses` takes them; documents and windows as the scheme `across` does. Source: arXiv:2405.07719.
+    Head counts and widths as `Ulysses` takes them; documents and windows as the scheme `across` does.
+    Source: arXiv:2405.07719.
     """
 
     ring: Axis = ALONE
     ulysses: Axis = ALONE
     across: Literal["ring", "gather"] = "ring"
     local: Local = ONE_DEVICE
+    kv_width: int | None = None
+    query_width: int | None = None
 
     @property
     def scheme(self) -> Ulysses:
         """What it is made of."""
-        return Ulysses(ulysses=self.ulysses, inner=ACROSS[self.across](ring=self.ring, local=self.local))
+        return Ulysses(
+            ulysses=self.ulysses,
+            inner=ACROSS[self.across](ring=self.ring, local=self.local),
+            kv_width=self.kv_width,
+            query_width=self.query_width,
+        )
 
     @property
     def ranks(self) -> int:
