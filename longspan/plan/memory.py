@@ -166,13 +166,13 @@ class Parts:
         readers = {"tiles read": self._first_ring}
         found = {
             "positions": {"angles": self.work.tokens * self.work.shape.head_dim // 2 * 3 * 8},
-            "forward attention": residual | weights.block | {"attention of a group": self._call.forward(self._group)},
+            "forward attention": residual | weights.block | {"attention of a group": self.call.forward(self.group)},
             "forward tile": residual | weights.block | {"tile": self._mlp_tile},
             "loss": residual | {"logits": self._logits, "head's sum": weights.head_sum} | weights.head,
             "backward tile": backward | readers | {"tile": self._mlp_tile, "heads read": self._heads_ring},
             "backward attention": backward
             | {"tiles read": self._first_ring + self._second_ring}
-            | {"heads read": self._heads_ring, "attention of a group": self._call.backward(self._group)},
+            | {"heads read": self._heads_ring, "attention of a group": self.call.backward(self.group)},
             "backward projections": backward
             | {"tiles read": 2 * self._first_ring + self._second_ring}
             | {"heads read": self._heads_ring, "tile": self._head_tile},
@@ -234,7 +234,7 @@ class Parts:
         return self._tile * self.work.shape.width * (WIDE + self._element)
 
     @property
-    def _call(self) -> CallBytes:
+    def call(self) -> CallBytes:
         """How a call of attention is spread."""
         longest = max(self.work.document_lengths)
         windows = [window for window in self.work.shape.windows if window is not None and window < longest]
@@ -247,8 +247,8 @@ class Parts:
         )
 
     @property
-    def _group(self) -> Call:
-        """One call."""
+    def group(self) -> Call:
+        """The heads and tokens of one call."""
         return Call(
             heads=self._group_queries,
             kv_heads=self._group_kv,

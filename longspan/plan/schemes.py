@@ -147,7 +147,7 @@ class CallBytes:
         return count - count // self.mesh.ulysses
 
     def _home(self, count: int, heads: int) -> int:
-        """Results on their way: as they were made, the others' tokens copied out unless a view does, and the arriving."""
+        """Results on their way: as made, the others' tokens copied out unless a view does, and what arrives."""
         return count + self._others(count) * (2 if heads > 1 else 1)
 
 

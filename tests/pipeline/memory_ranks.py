@@ -14,7 +14,12 @@ from longspan.rope.frequencies import RopeBase
 from longspan.rope.methods.default import Default
 
 
-def live_peak(world, mesh, shape, choice, tokens):
+def live_peaks(world, shape, cases):
+    """That of each mesh and choice over a row of so many tokens."""
+    return [_live_peak(world, shape, *case) for case in cases]
+
+
+def _live_peak(world, shape, mesh, choice, tokens):
     """The peak of a second pass over one row of `tokens`; a first short one does what is done once."""
     frequencies = Default().frequencies(RopeBase(rotary_dim=shape.head_dim, theta=1e4, trained_length=512), tokens)
     decoder = random_decoder(shape, frequencies, device=world.device, dtype=torch.float32, seed=0)
