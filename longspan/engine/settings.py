@@ -39,8 +39,8 @@ class EngineChoice:
     """Everything that the engine needs to know before it runs: no "auto" is left.
 
     `anchors` names the tier of every anchor slot in the order of `anchor_slots`; `gradient` is the tier of the residual
-    gradient. `group` counts key/value heads of one kernel call. `kv_width` and `query_width` are those of the Ulysses
-    scheme, None for as many as there are.
+    gradient. `group` counts key/value heads of one kernel call; over ranks of Ulysses, of one exchange, which goes in
+    stages of `kv_width` and `query_width` heads a rank (`attention.schemes.ulysses`).
     """
 
     keep: Policy = "attention"

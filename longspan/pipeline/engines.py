@@ -87,7 +87,7 @@ class StageEngines:
 
 
 def _workload(job: Job, plan: StagePlan) -> Workload:
-    """One pass of a stage. Documents may be shorter than rows; a row of one document is the dearest case."""
+    """One pass of a stage on one rank. A row of one document is the dearest case; documents may be shorter."""
     optimizer = job.recipe.train.optimizer
     states = States(
         weight_bytes=job.weight_dtype.itemsize,
@@ -100,8 +100,9 @@ def _workload(job: Job, plan: StagePlan) -> Workload:
     )
     return Workload(
         shape=job.start[0],
-        tokens=plan.micro_rows * plan.length,
+        tokens=-(-plan.micro_rows * plan.length // plan.mesh.context),
         lengths=(plan.length,) * plan.micro_rows,
+        mesh=plan.mesh,
         element_bytes=torch.bfloat16.itemsize if job.device.type == "cuda" else job.weight_dtype.itemsize,
         states=states,
     )

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from longspan.engine.settings import EngineChoice, EngineSettings, Tier
+from longspan.parallel.mesh import AXES, Mesh
 from longspan.plan.flops import model_flops, share_of_peak
 from longspan.plan.machine import Machine
 from longspan.plan.memory import Prediction
@@ -41,13 +42,14 @@ class Plan:
 
     @property
     def tokens_per_second(self) -> float:
-        """Predicted speed."""
+        """Predicted speed of one device."""
         return self.work.tokens / self.seconds.total
 
     @property
     def causal_mfu(self) -> float | None:
         """Predicted share of the device's peak; None when that is not known."""
         flops = model_flops(self.work.shape, self.work.document_lengths, adapters=self.work.adapters)
+        flops /= self.work.mesh.context
         return share_of_peak(flops, seconds=self.seconds.total, peak_flops=self.machine.peak_flops)
 
     def account(self) -> tuple[str, ...]:
@@ -55,6 +57,7 @@ class Plan:
         memory, machine, choice = self.memory, self.machine, self.choice
         lines = [
             f"plan: {describe(choice)}; {self.work.tokens:,} tokens",
+            *_spread(self.work.mesh),
             _held("device", memory.device_bytes, machine.device_bytes, memory.parts)
             + f"; the peak is in: {memory.peak_phase}",
         ]
@@ -80,12 +83,14 @@ class Plan:
         return tuple(lines)
 
     def _time(self) -> str:
-        parts = self.seconds
+        parts, many = self.seconds, self.work.mesh.ranks > 1
+        rate = "tokens/s per device" if many else "tokens/s"
+        exchanges = f", exchanges that nothing hides {parts.exchanges:.1f}" if many else ""
         mfu = "" if self.causal_mfu is None else f", causal MFU {self.causal_mfu:.1%}"
         return (
-            f"time: {parts.total:.1f} s a pass, {self.tokens_per_second:,.0f} tokens/s{mfu} "
+            f"time: {parts.total:.1f} s a pass, {self.tokens_per_second:,.0f} {rate}{mfu} "
             f"(attention {parts.attention:.1f}, linear {parts.linear:.1f}, sums {parts.sums:.1f}, "
-            f"copies that nothing hides {parts.copies:.1f})"
+            f"copies that nothing hides {parts.copies:.1f}{exchanges})"
         )
 
 
@@ -94,12 +99,13 @@ def refusal(
 ) -> LongspanError:
     """The error when nothing fits. It names the limit that the nearest candidate meets, and what would help.
 
-    `shared`: device and host are one memory, so what moves between them does not help.
+    `longest_tokens` fit on each rank. `shared`: device and host are one memory, and moving things does not help.
     """
     what = (
-        f"{work.tokens:,} tokens do not fit: the nearest way ({describe(short.choice)}) needs "
+        f"{_tokens(work)} do not fit: the nearest way ({describe(short.choice)}) needs "
         f"{gib(short.needed_bytes)} of {PLACES[short.tier]}, and {gib(short.there_bytes)} may be used"
     )
+    longest_tokens *= work.mesh.context
     fixes = [f"at most {longest_tokens:,} tokens at once"] if longest_tokens else []
     fixes += _remedies(work, settings, short, shared=shared)
     return LongspanError("plan.memory", what, where="recipe: engine", fix="; or ".join(fixes))
@@ -110,6 +116,7 @@ def _remedies(work: Workload, settings: EngineSettings, short: Shortfall, *, sha
     whole = not work.adapters
     found = {
         'engine.keep = "inputs"': settings.keep not in ("auto", "inputs"),
+        "more ranks to share each row": work.mesh.ranks > 1,
         "leave engine.segment out": settings.segment is not None and settings.segment < work.shape.layers,
         'train.save = "blocking"': states.copied_bytes > 0 and (shared or short.tier == "host"),
     }
@@ -137,8 +144,27 @@ def describe(choice: EngineChoice) -> str:
     tiers = [f"{choice.anchors.count(tier)} on {tier}" for tier in PLACES if tier in choice.anchors]
     return (
         f"{choice.keep}, segments of {choice.segment}, tiles of {choice.tile_tokens:,}, {choice.group} key/value heads "
-        f"a call, gradient on {choice.gradient}, {kind}: {', '.join(tiers) or 'none'}"
+        f"a call{_stages(choice)}, gradient on {choice.gradient}, {kind}: {', '.join(tiers) or 'none'}"
     )
+
+
+def _stages(choice: EngineChoice) -> str:
+    """How the heads of a call go through Ulysses, where it is not all at once."""
+    widths = {"kv_width": choice.kv_width, "query_width": choice.query_width}
+    told = ", ".join(f"{name} {width}" for name, width in widths.items() if width is not None)
+    return f" in stages of {told}" if told else ""
+
+
+def _spread(mesh: Mesh) -> tuple[str, ...]:
+    """The axes that have more than one rank; nothing for one rank."""
+    axes = [(size, name) for size, name in zip(mesh.sizes, AXES, strict=True) if size > 1]
+    named = " x ".join(f"{size} {mesh.across if name == 'ring' else name}" for size, name in axes)
+    return (f"mesh: {named}; this is each rank's share",) if axes else ()
+
+
+def _tokens(work: Workload) -> str:
+    ranks = work.mesh.context
+    return f"{work.tokens:,} tokens" if ranks == 1 else f"{sum(work.document_lengths):,} tokens over {ranks} ranks"
 
 
 def gib(count: float) -> str:

@@ -1,8 +1,11 @@
 """The planner: the fastest way to run a step that fits the machine, with its account, or a refusal with remedies."""
 
+import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from longspan.attention.heads import HeadGeometry, divisors
 from longspan.engine.anchors import AnchorKey, anchor_keys
 from longspan.engine.settings import TIERS, EngineChoice, EngineSettings, Policy, Tier
 from longspan.plan.account import Plan, Shortfall, refusal
@@ -10,12 +13,14 @@ from longspan.plan.machine import Machine
 from longspan.plan.memory import anchor_bytes, predict
 from longspan.plan.seconds import predict_seconds
 from longspan.plan.workload import Workload
+from longspan.utils.errors import ConfigError
 
 SEGMENTS = (1, 2, 4, 8)
 TILES, LARGE_TILE, LOSS_TILE = (8192, 4096, 2048), 16_384, 2048  # tokens
 LARGE_TILE_FROM, LARGE_TILE_SHARE = 131_072, 0.7  # tokens of a batch, share of the device's memory in use
 PLAIN_TOKENS = 1024  # of a batch: above it the engine is as fast as autograd, with a fraction of its memory
 CALL_TOKENS = 65_536  # tokens, times key/value heads, of one kernel call that fills a device
+_Heads = tuple[int, int | None, int | None]  # group, kv_width and query_width of a choice
 
 # Shares of what is there. Predictions err by some per cent, and the device's context and the allocator take their part.
 MUST_SHARE, FILL_SHARE, HOST_SHARE, DISK_SHARE = 0.92, 0.85, 0.9, 0.95
@@ -49,26 +54,34 @@ def choose(work: Workload, settings: EngineSettings, machine: Machine) -> Plan:
 
 
 def _ranked(work: Workload, settings: EngineSettings, machine: Machine) -> list[EngineChoice]:
-    """Every candidate with its anchors on the device, in the order of predicted time."""
-    found = []
-    for candidate in _candidates(work, settings, machine):
-        keys = anchor_keys(work.shape.layers, keep=candidate.keep, segment=candidate.segment)
-        choice = replace(candidate, anchors=_all(keys, "device"))
-        found.append((predict_seconds(work, choice, machine).total, choice))
-    return [choice for _, choice in sorted(found, key=lambda pair: pair[0])]
+    """All candidates in the order of predicted time."""
+    found = list(_candidates(work, settings, machine))
+    return sorted(found, key=lambda choice: predict_seconds(work, choice, machine).total)
 
 
 def _candidates(work: Workload, settings: EngineSettings, machine: Machine) -> Iterator[EngineChoice]:
-    layers, kv_heads = work.shape.layers, work.shape.kv_heads
+    """Every candidate with its anchors on the device."""
+    for candidate in _policies(work, settings, machine):
+        keys = anchor_keys(work.shape.layers, keep=candidate.keep, segment=candidate.segment)
+        yield replace(candidate, anchors=_all(keys, "device"))
+
+
+def _policies(work: Workload, settings: EngineSettings, machine: Machine) -> Iterator[EngineChoice]:
+    layers = work.shape.layers
     policies: tuple[Policy, ...] = (
         ("everything", "attention", "inputs") if settings.keep == "auto" else (settings.keep,)
     )
     away = settings.farthest != "device" and not machine.shared
     gradients: tuple[Tier, ...] = ("device", "host") if away else ("device",)
     tiles = TILES if settings.tile_tokens is None else (settings.tile_tokens,)
-    group = min(settings.group or _group(work), kv_heads)
+    spread = work.mesh.ranks > 1
+    if settings.keep == "everything" and spread:
+        raise ConfigError(
+            "engine.keep", "autograd keeps everything on one rank only", where="recipe: engine", fix="leave it out"
+        )
+    calls = _calls(work, settings)
     for keep in policies:
-        if keep == "everything" and settings.keep == "auto" and work.tokens > PLAIN_TOKENS:
+        if keep == "everything" and settings.keep == "auto" and (spread or work.tokens > PLAIN_TOKENS):
             continue
         if keep == "everything":
             yield EngineChoice(keep=keep, lossy_anchors=settings.lossy_anchors)
@@ -76,16 +89,53 @@ def _candidates(work: Workload, settings: EngineSettings, machine: Machine) -> I
         segments = {min(k, layers) for k in (SEGMENTS if settings.segment is None else (settings.segment,))}
         for segment in sorted(segments):
             for gradient in gradients:
-                for tile in sorted({min(tile, work.tokens) for tile in tiles}, reverse=True):
+                sizes = sorted({min(tile, work.tokens) for tile in tiles}, reverse=True)
+                for tile, (group, kv_width, query_width) in itertools.product(sizes, calls):
                     yield EngineChoice(
                         keep=keep,
                         segment=segment,
                         tile_tokens=tile,
                         loss_tile_tokens=min(LOSS_TILE, tile),
                         group=group,
+                        kv_width=kv_width,
+                        query_width=query_width,
                         gradient=gradient,
                         lossy_anchors=settings.lossy_anchors,
                     )
+
+
+def _calls(work: Workload, settings: EngineSettings) -> tuple[_Heads, ...]:
+    """Ways to go through the heads. Calls of Ulysses have all of them, or few where memory is short.
+
+    A stage then has as few key/value heads as fill the device, or a single query head of a long row: its exchange goes
+    under the work on the stage before, and it needs less memory. Raises `engine.group` for calls that cannot be.
+    """
+    ranks, kv_heads = work.mesh.ulysses, work.shape.kv_heads
+    if ranks == 1:
+        return ((min(settings.group or _group(work), kv_heads), None, None),)
+    HeadGeometry(heads=work.shape.heads, kv_heads=kv_heads, degree=ranks)  # refuses what no call can do
+    served = work.shape.heads // kv_heads
+    fitting = [group for group in divisors(kv_heads) if group * served % ranks == 0]
+    groups = {fitting[0], fitting[-1]} if settings.group is None else {min(settings.group, kv_heads)}
+    if not groups <= set(fitting):
+        raise ConfigError(
+            "engine.group",
+            f"{ranks} ranks of Ulysses cannot share calls of {settings.group} key/value heads",
+            where="recipe: engine",
+            fix=f"numbers that work: {', '.join(map(str, fitting))}",
+        )
+    return tuple((group, *widths) for group in sorted(groups, reverse=True) for widths in _widths(work, group))
+
+
+def _widths(work: Workload, group: int) -> Iterator[tuple[int | None, int | None]]:
+    """Stages of one call of Ulysses; None is all that a rank has."""
+    ranks, tokens = work.mesh.ulysses, work.tokens * work.mesh.ulysses
+    most = math.lcm(ranks, group) // ranks
+    least = next((width for width in divisors(most) if width * tokens >= CALL_TOKENS), most)
+    yield (None if least == most else least), None
+    one = HeadGeometry(heads=group * work.shape.heads // work.shape.kv_heads, kv_heads=group, degree=ranks, kv_width=1)
+    if tokens >= CALL_TOKENS and one.served > 1:
+        yield (None if most == 1 else 1), 1
 
 
 def _group(work: Workload) -> int:
@@ -216,7 +266,7 @@ def _longest(work: Workload, settings: EngineSettings, machine: Machine) -> int:
         shorter = replace(work, tokens=tokens, lengths=())
         return any(
             isinstance(_placed(shorter, choice, settings, machine), EngineChoice)
-            for choice in _ranked(shorter, settings, machine)
+            for choice in _candidates(shorter, settings, machine)
         )
 
     low, high = 0, work.tokens // 1024

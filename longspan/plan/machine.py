@@ -25,6 +25,7 @@ class Machine:
     `device_bytes` is what can be allocated on the device. On a CPU it is main memory and `shared` is true: device and
     host are then one and the same. `locked_bytes` is the limit of page-locked memory, None where there is none.
     `peak_flops` is None for a device that is not in the table.
+    `link_bytes_per_second` is what a rank sends to others of its node; not measured yet.
     """
 
     device: str
@@ -35,7 +36,19 @@ class Machine:
     peak_flops: float | None = None
     copy_bytes_per_second: float = 50e9
     disk_bytes_per_second: float = 2e9
+    link_bytes_per_second: float = 150e9
     shared: bool = False
+
+    def part(self, ranks: int) -> "Machine":
+        """What each of `ranks` processes of this machine may take, one device each; on a CPU they share that too."""
+        return replace(
+            self,
+            device_bytes=self.device_bytes // ranks if self.shared else self.device_bytes,
+            host_bytes=self.host_bytes // ranks,
+            disk_bytes=self.disk_bytes // ranks,
+            locked_bytes=None if self.locked_bytes is None else self.locked_bytes // ranks,
+            disk_bytes_per_second=self.disk_bytes_per_second / ranks,
+        )
 
     def limited(self, *, device_gib: float | None = None, host_gib: float | None = None) -> "Machine":
         """The same machine with other limits, for one that shows less or more memory than may be used."""
@@ -43,15 +56,6 @@ class Machine:
             self,
             device_bytes=self.device_bytes if device_gib is None else int(device_gib * 2**30),
             host_bytes=self.host_bytes if host_gib is None else int(host_gib * 2**30),
-        )
-
-    def part(self, processes: int) -> "Machine":
-        """What one of so many processes may take of it, each with a device of its own; CPU ranks share all."""
-        return replace(
-            self,
-            device_bytes=self.device_bytes // (processes if self.shared else 1),
-            host_bytes=self.host_bytes // processes,
-            disk_bytes=self.disk_bytes // processes,
         )
 
 

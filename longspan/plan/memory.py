@@ -1,7 +1,8 @@
 """Bytes that a step needs at its peak on every tier, as named parts, phase by phase.
 
 Each part is one line of `Parts`, written after the code that allocates it; the peak is the largest phase. Letters are
-those of docs/guide/words.md, with T tokens of the batch, t of a tile and E bytes of an activation.
+those of docs/guide/words.md, with T tokens of this rank, t of a tile and E bytes of an activation. What one call of
+attention takes is in `schemes.py`, what weights and their gradients take in `weights.py`.
 """
 
 from collections import Counter
@@ -9,19 +10,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+from longspan.attention.traffic import Call
 from longspan.engine.anchors import AnchorKey, anchor_keys, scale_block
 from longspan.engine.settings import EngineChoice, Tier
-from longspan.plan.flops import attention_parameters, mlp_parameters
+from longspan.plan.schemes import WIDE, CallBytes
+from longspan.plan.weights import Bytes, WeightBytes
 from longspan.plan.workload import Workload
 from longspan.shape import ModelShape
 
 RING = 2  # buffers of a reader, and of what is written to another tier (engine/store.py)
 FILE_BUFFERS = 3  # host buffers of an anchor that lies in a file (engine/diskfile.py)
-UPDATE_TILE = 2**25  # weights that are updated at once (train/optimizer.py)
-WIDE = 4  # bytes of float32
-LONG_TOKENS = 98_304  # of a document whose attention goes backward head by head
 BATCH_BYTES = 28  # of a token: id, target and position in int64, weight in float32
-Bytes = dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -67,8 +66,8 @@ def predict(work: Workload, choice: EngineChoice) -> Prediction:
     """The bytes of one forward and backward pass and of the weights' states under a choice."""
     parts = Parts(work, choice)
     if choice.keep == "everything":
-        return Prediction(parts.states, parts.plain_phases, parts.host, parts.disk)
-    return Prediction(parts.states | parts.engine, parts.phases, parts.host, parts.disk)
+        return Prediction(parts.weights.states(plain=True), parts.plain_phases, parts.host, parts.disk)
+    return Prediction(parts.weights.states(plain=False) | parts.engine, parts.phases, parts.host, parts.disk)
 
 
 def anchor_bytes(shape: ModelShape, key: AnchorKey, *, tokens: int, element_bytes: int, lossy: bool = False) -> int:
@@ -83,17 +82,17 @@ def _kept_bytes(width: int, element_bytes: int, *, lossy: bool) -> int:
     return width + width // scale_block(width) * WIDE if lossy else width * element_bytes
 
 
-def block_parameters(shape: ModelShape) -> int:
-    """Weights of one block's projections; norms and biases are too small to count."""
-    return attention_parameters(shape) + mlp_parameters(shape)
-
-
 @dataclass(frozen=True)
 class Parts:
     """Every part of one workload under one choice, in bytes."""
 
     work: Workload
     choice: EngineChoice
+
+    @property
+    def weights(self) -> WeightBytes:
+        """Those of weights, gradients and the optimizer."""
+        return WeightBytes(self.work)
 
     # -- letters --------------------------------------------------------------------------------------------------
 
@@ -142,42 +141,18 @@ class Parts:
         keys = anchor_keys(self.work.shape.layers, keep=self.choice.keep, segment=self.choice.segment)
         return Counter((key.kind, tier) for key, tier in zip(keys, self.choice.anchors, strict=True))
 
-    @property
-    def _wide_sums(self) -> bool:
-        """Whether gradients are summed beside `.grad`: not where that is float32 itself."""
-        return self._gradient_bytes < WIDE or self.work.states.update_inside
-
-    @property
-    def _gradient_bytes(self) -> int:
-        return WIDE if self.work.adapters else self.work.states.gradient_bytes
-
     # -- what lives as long as training -----------------------------------------------------------------------------
-
-    @cached_property
-    def states(self) -> Bytes:
-        """Weights, gradients, optimizer. Adapters are float32 beside the model's own weights.
-
-        Autograd has all gradients at once, also where weights change inside the pass.
-        """
-        states, work = self.work.states, self.work
-        gone = states.update_inside and self.choice.keep != "everything"
-        return {
-            "weights": work.shape.parameters * states.weight_bytes,
-            "adapters": (states.trainable or 0) * WIDE,
-            "gradients": 0 if gone else work.trainable * self._gradient_bytes,
-            "optimizer": work.state_bytes if states.states_on == "device" else 0,
-        }
 
     @cached_property
     def engine(self) -> Bytes:
         """What the engine takes when it is made, and what a batch brings."""
-        shape, tokens = self.work.shape, self.work.tokens
+        shape, tokens, context = self.work.shape, self.work.tokens, self.work.mesh.context
         return {
             "anchors": self._on("device"),
             "q, k, v": tokens * (shape.heads + 2 * shape.kv_heads) * shape.head_dim * self._element,
             "log-sum-exp": tokens * shape.heads * WIDE,
             "cos and sin": tokens * shape.head_dim * WIDE,
-            "batch": tokens * BATCH_BYTES,
+            "batch": tokens * BATCH_BYTES * (1 if context == 1 else 1 + context),  # own tokens beside the whole
             "staging": RING * (self._gradient_tile + self._coded_tiles),
         }
 
@@ -186,24 +161,28 @@ class Parts:
     @cached_property
     def phases(self) -> dict[str, Bytes]:
         """The parts that come and go, by phase."""
-        residual = {"residual": self._u}
+        residual, weights = {"residual": self._u}, self.weights
         backward = self._backward
         readers = {"tiles read": self._first_ring}
-        return {
+        found = {
             "positions": {"angles": self.work.tokens * self.work.shape.head_dim // 2 * 3 * 8},
-            "forward attention": residual | self._cast | {"attention of a group": self._group_forward},
-            "forward tile": residual | self._cast | {"tile": self._mlp_tile},
-            "loss": residual | {"logits": self._logits, "head's sum": self._head_sum, "head": self._head_cast},
+            "forward attention": residual | weights.block | {"attention of a group": self.call.forward(self.group)},
+            "forward tile": residual | weights.block | {"tile": self._mlp_tile},
+            "loss": residual | {"logits": self._logits, "head's sum": weights.head_sum} | weights.head,
             "backward tile": backward | readers | {"tile": self._mlp_tile, "heads read": self._heads_ring},
             "backward attention": backward
             | {"tiles read": self._first_ring + self._second_ring}
-            | {"heads read": self._heads_ring, "attention of a group": self._group_backward},
+            | {"heads read": self._heads_ring, "attention of a group": self.call.backward(self.group)},
             "backward projections": backward
             | {"tiles read": 2 * self._first_ring + self._second_ring}
             | {"heads read": self._heads_ring, "tile": self._head_tile},
-            "embedding": self._gradient | {"embedding's sum": self._embedding_sum, "tile": self._wide_tile},
-            "update": (backward if self.work.states.update_inside else {}) | {"update's tile": self._update_tile},
+            "embedding": self._gradient | weights.embedding | {"tile": self._wide_tile},
+            "update": (backward if self.work.states.update_inside else {}) | {"update's tile": weights.update_tile},
         }
+        if self.work.mesh.ranks > 1:
+            found["gather of the head"] = residual | {"head": weights.gather_of_head}
+            found["sums of the head"] = residual | weights.ends
+        return found
 
     @cached_property
     def plain_phases(self) -> dict[str, Bytes]:
@@ -216,7 +195,7 @@ class Parts:
             "kept by autograd": kept,
             "batch": tokens * BATCH_BYTES,
             "cos and sin": tokens * shape.head_dim * WIDE,
-            "weights in the type of tiles": self.work.shape.parameters * element if self._casts else 0,
+            "weights in the type of tiles": self.work.shape.parameters * element if self.weights.casts else 0,
         }
         logits = self.work.shape.vocabulary * min(self.choice.loss_tile_tokens, tokens) * (2 * element + 3 * WIDE)
         return {
@@ -227,50 +206,13 @@ class Parts:
     @property
     def _backward(self) -> Bytes:
         """dO, the residual gradient, the weights of the block at work and the sums of its gradients."""
-        return (
-            self._gradient
-            | self._cast
-            | {"dO": self.work.tokens * self._hd * self._element}
-            | {
-                "block's sums": self._block_trainable * WIDE if self._wide_sums else 0,
-                "head's sum": self._head_sum if self.work.shape.tied else 0,
-            }
-        )
+        tied = {"head's sum": self.weights.head_sum if self.work.shape.tied else 0}
+        do = {"dO": self.work.tokens * self._hd * self._element}
+        return self._gradient | self.weights.block | do | self.weights.block_sums | tied
 
     @property
     def _gradient(self) -> Bytes:
         return {"residual gradient": self._u if self.choice.gradient == "device" else 0}
-
-    @property
-    def _cast(self) -> Bytes:
-        """A block's weights in the type that tiles are computed in, when they are stored wider."""
-        return {"block in the type of tiles": block_parameters(self.work.shape) * self._element if self._casts else 0}
-
-    @property
-    def _casts(self) -> bool:
-        return self.work.states.weight_bytes != self._element
-
-    @property
-    def _block_trainable(self) -> int:
-        if self.work.states.trainable is None:
-            return block_parameters(self.work.shape)
-        return self.work.states.trainable // self.work.shape.layers
-
-    @property
-    def _head_size(self) -> int:
-        return self.work.shape.vocabulary * self.work.shape.width
-
-    @property
-    def _head_cast(self) -> int:
-        return self._head_size * self._element if self._casts else 0
-
-    @property
-    def _head_sum(self) -> int:
-        return self._head_size * WIDE if self._wide_sums and not self.work.adapters else 0
-
-    @property
-    def _embedding_sum(self) -> int:
-        return self._head_sum
 
     @property
     def _logits(self) -> int:
@@ -292,27 +234,28 @@ class Parts:
         return self._tile * self.work.shape.width * (WIDE + self._element)
 
     @property
-    def _update_tile(self) -> int:
-        """Float32 copies of weight, gradient and both moments of what is updated at once, and the new moments."""
-        return min(UPDATE_TILE, self.work.trainable) * 6 * WIDE if self.work.states.state_bytes else 0
+    def call(self) -> CallBytes:
+        """How a call of attention is spread."""
+        longest = max(self.work.document_lengths)
+        windows = [window for window in self.work.shape.windows if window is not None and window < longest]
+        return CallBytes(
+            mesh=self.work.mesh,
+            longest=longest,
+            window=max(windows, default=None),
+            kv_width=self.choice.kv_width,
+            query_width=self.choice.query_width,
+        )
 
     @property
-    def _group_forward(self) -> int:
-        """o and its log-sum-exp as the kernel gives them."""
-        per_head = self.work.shape.head_dim * self._element + WIDE
-        return self.work.tokens * self._group_queries * per_head
-
-    @property
-    def _group_backward(self) -> int:
-        """dq, dk, dv, the kernel's own float32 dq and row sums, and on a GPU its dk and dv of every query head. Long
-        rows take one query head a call, and add dk and dv up in float32 (attention/schemes/local.py).
-        """
-        d, queries, kv = self.work.shape.head_dim, self._group_queries, self._group_kv
-        per_head = (d + 1) * WIDE + (2 * d * self._element if self._element < WIDE else 0)
-        if max(self.work.document_lengths) < LONG_TOKENS:
-            return self.work.tokens * ((queries + 2 * kv) * d * self._element + queries * per_head)
-        one_call = per_head + d * self._element
-        return self.work.tokens * (queries * d * self._element + 2 * kv * d * WIDE + one_call)
+    def group(self) -> Call:
+        """The heads and tokens of one call."""
+        return Call(
+            heads=self._group_queries,
+            kv_heads=self._group_kv,
+            head_dim=self.work.shape.head_dim,
+            tokens=self.work.tokens,
+            element_bytes=self._element,
+        )
 
     # -- copies -----------------------------------------------------------------------------------------------------
 
@@ -378,8 +321,8 @@ class Parts:
         return {
             "anchors": self._on("host"),
             "residual gradient": self._u if self.choice.gradient == "host" else 0,
-            "optimizer": self.work.state_bytes if states.states_on == "host" else 0,
-            "copy for checkpoints": round(self.work.trainable * states.copied_bytes),
+            "optimizer": self.weights.optimizer if states.states_on == "host" else 0,
+            "copy for checkpoints": self.weights.copied,
             "buffers of files": FILE_BUFFERS * files,
         }
 

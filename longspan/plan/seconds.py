@@ -7,6 +7,7 @@ nothing.
 from dataclasses import dataclass
 
 from longspan.engine.settings import EngineChoice
+from longspan.plan.exchanges import Exposed
 from longspan.plan.flops import (
     ATTENTION_BACKWARD,
     attention_forward_flops,
@@ -15,7 +16,8 @@ from longspan.plan.flops import (
     repeated_attention_flops,
 )
 from longspan.plan.machine import Machine
-from longspan.plan.memory import block_parameters, predict
+from longspan.plan.memory import predict
+from longspan.plan.weights import block_parameters
 from longspan.plan.workload import Workload
 
 LINEAR_SHARE, ATTENTION_SHARE = 0.65, 0.55  # of the peak, sustained at the power limit
@@ -32,28 +34,39 @@ class Seconds:
     attention: float
     sums: float  # adding every tile's weight gradients to the block's
     copies: float  # to and from other tiers, as far as the work does not hide them
+    exchanges: float = 0.0  # with other ranks, likewise
 
     @property
     def total(self) -> float:
         """All of it."""
-        return self.linear + self.attention + self.sums + self.copies
+        return self.linear + self.attention + self.sums + self.copies + self.exchanges
 
 
 def predict_seconds(work: Workload, choice: EngineChoice, machine: Machine) -> Seconds:
-    """The time of one forward and backward pass on a machine."""
-    shape, lengths = work.shape, work.document_lengths
+    """The time of one forward and backward pass on a machine. Ranks that share rows have equal shares of the work."""
+    shape, lengths, ranks = work.shape, work.document_lengths, work.mesh.context
     peak = machine.peak_flops or (CPU_PEAK if machine.shared else UNKNOWN_PEAK)
-    forward_attention = attention_forward_flops(shape, lengths)
-    attention = (1 + ATTENTION_BACKWARD) * forward_attention + repeated_attention_flops(shape, lengths, choice)
-    linear = hardware_flops(shape, lengths, choice, adapters=work.adapters) - attention
+    forward_attention = attention_forward_flops(shape, lengths) / ranks
+    attention = (1 + ATTENTION_BACKWARD) * forward_attention + repeated_attention_flops(shape, lengths, choice) / ranks
+    linear = hardware_flops(shape, lengths, choice, adapters=work.adapters) / ranks - attention
     forward = linear_forward_flops(shape, work.tokens) / (LINEAR_SHARE * peak)
     forward += forward_attention / (ATTENTION_SHARE * peak)
     parts = {"linear": linear / (LINEAR_SHARE * peak), "attention": attention / (ATTENTION_SHARE * peak)}
     backward = sum(parts.values()) - forward
+    exposed = Exposed(
+        work=work,
+        choice=choice,
+        link_bytes_per_second=machine.link_bytes_per_second,
+        forward=forward,
+        backward=backward,
+        forward_attention=forward_attention / (ATTENTION_SHARE * peak),
+        backward_attention=ATTENTION_BACKWARD * forward_attention / (ATTENTION_SHARE * peak),
+    )
     return Seconds(
         **parts,
         sums=_sums_bytes(work, choice) / (peak / FLOPS_PER_BYTE),
         copies=_exposed(work, choice, machine, forward=forward, backward=backward),
+        exchanges=exposed.seconds if work.mesh.ranks > 1 else 0.0,
     )
 
 

@@ -3,7 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from longspan.parallel.mesh import Mesh
 from longspan.shape import ModelShape
+
+ONE_RANK = Mesh()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +30,11 @@ class States:
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """One forward and backward pass. `tokens` are those of all rows, `lengths` the documents they are made of (one
-    document a row of all tokens unless told); `element_bytes` is the width of activations: 2 on a GPU, 4 on a CPU.
+    """One forward and backward pass, as one rank of a mesh has it.
+
+    `tokens` are those of this rank, of all its rows: rows that are shared count by share, rounded up. `lengths` are the
+    documents of the rows that its group of ranks shares (one document of all their tokens unless told).
+    `element_bytes` is the width of activations: 2 on a GPU, 4 on a CPU.
     """
 
     shape: ModelShape
@@ -36,11 +42,12 @@ class Workload:
     lengths: tuple[int, ...] = ()
     element_bytes: int = 2
     states: States = States()
+    mesh: Mesh = ONE_RANK
 
     @property
     def document_lengths(self) -> tuple[int, ...]:
         """Lengths of the documents in tokens."""
-        return self.lengths or (self.tokens,)
+        return self.lengths or (self.tokens * self.mesh.context,)
 
     @property
     def adapters(self) -> bool:
@@ -54,5 +61,5 @@ class Workload:
 
     @property
     def state_bytes(self) -> int:
-        """What the optimizer holds for all of them."""
+        """What the optimizer holds for all of them, on all ranks that share one copy."""
         return round(self.trainable * self.states.state_bytes)

@@ -32,7 +32,7 @@ def spread(recipe: Path, *lines: str) -> Path:
     """The recipe with two ranks: rows apart in the first stage, tokens of a row apart in the second."""
     text = recipe.read_text().replace('rope = { kind = "yarn" }', 'rope = { kind = "yarn" }\nmesh = { ulysses = 2 }')
     path = recipe.with_name("spread.toml")
-    path.write_text(text + "\n[parallel]\nranks = 2\n" + "\n".join(lines) + '\n[engine]\nkeep = "attention"\n')
+    path.write_text(text + "\n[parallel]\nranks = 2\n" + "\n".join(lines) + "\n")
     return path
 
 

@@ -1,13 +1,8 @@
 """The planner's bytes against those of live tensors while the engine runs."""
 
-import weakref
-from typing import Any
-
 import pytest
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from live_bytes import LiveBytes
 
 from longspan.engine.anchors import anchor_keys
 from longspan.engine.run import Engine
@@ -38,35 +33,6 @@ SHAPE = ModelShape(
     windows=(None,) * LAYERS,
     trained_length=512,
 )
-
-
-class LiveBytes(TorchDispatchMode):
-    """Follows the storage of every tensor that an operation gives, from its birth to its end."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.peak = self._live = 0
-        self._known: set[int] = set()
-
-    def add(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
-        if key not in self._known:
-            self._known.add(key)
-            self._live += size
-            self.peak = max(self.peak, self._live)
-            weakref.finalize(storage, self._drop, key, size)
-
-    def _drop(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self._live -= size
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = function(*args, **(kwargs or {}))
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor):
-                self.add(leaf)
-        return out
 
 
 @pytest.mark.parametrize(("keep", "segment"), [("attention", 1), ("attention", 2), ("inputs", 2)])

@@ -95,6 +95,7 @@ class Gather(Scheme):
                 mine, there = rectangle.queries, _shifted(rectangle.keys, gap[0])
                 part, part_lse = self.local.full(q[:, mine], keys[:, there], values[:, there])
                 self.local.merge(o[:, mine], lse[:, mine], part, part_lse)
+                del part, part_lse
         return o.to(q.dtype), lse
 
     def backward(
@@ -127,6 +128,7 @@ class Gather(Scheme):
             for piece in placed(own):
                 dk[:, piece.start : piece.stop] += shares[1][:, piece.local]
                 dv[:, piece.start : piece.stop] += shares[2][:, piece.local]
+            del shares  # before the next call makes its own
             for gap in gaps(own, length):
                 for rectangle in rectangles(own, (gap,), runs):
                     mine, there = rectangle.queries, _shifted(rectangle.keys, gap[0])
@@ -134,6 +136,8 @@ class Gather(Scheme):
                     shares = self.local.full_backward(do[:, mine], q[:, mine], keys[:, there], values[:, there], *kept)
                     for total, part in zip((dq[:, mine], dk[:, there], dv[:, there]), shares, strict=True):
                         total += part
+                    del shares, part
+        del keys, values  # before the way home takes room of its own
         dk, dv = (self._home(x, length) for x in (dk, dv))
         return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)
 

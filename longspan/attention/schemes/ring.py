@@ -93,6 +93,7 @@ class Ring(Scheme):
             shares = self.local.backward(do, q, k, v, o, lse, runs=local_runs(own, runs), window=None)
             dq += shares[0]
             dkv[0], dkv[1] = shares[1], shares[2]
+            del shares  # before the next call makes its own
         for step in range(1, self.ranks):
             kv = arriving.wait()
             arriving = self._send(kv, step, runs)

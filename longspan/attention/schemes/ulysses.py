@@ -71,8 +71,10 @@ class Ulysses(Scheme):
             if stage + 1 < trip.geometry.stages:
                 coming = trip.there(stage + 1, (q,), (k, v))
             results = self.inner.forward(*queries, *keys, runs=runs, window=window)
+            del queries  # before the way back takes room of its own
             trip.put_queries(stage - 1, back, (o, lse))
             back = trip.back(results, width=trip.query_width)
+            del results
         trip.put_queries(stage, back, (o, lse))
         return o, lse
 
@@ -102,13 +104,17 @@ class Ulysses(Scheme):
             if stage + 1 < geometry.stages:
                 coming = trip.there(stage + 1, (do, q, o, lse), (k, v))
             found, *shares = self.inner.backward(do_here, q_here, *keys, *kept, runs=runs, window=window)
+            del do_here, q_here, kept
             trip.put_queries(stage - 1, back, (dq,))
             back = trip.back((found,), width=trip.query_width)
+            del found
             if trip.summed:
                 shares = [x.to(wide(x)) for x in shares]
             totals = shares if geometry.group(stage).new_kv else [a + b for a, b in zip(totals, shares, strict=True)]
+            del shares
             if (stage + 1) % geometry.stages_of_kv == 0:
                 trip.add_keys(stage, trip.back(totals, width=geometry.kv_width), (dk, dv))
+                totals = []
         trip.put_queries(stage, back, (dq,))
         return dq, dk.to(k.dtype), dv.to(v.dtype)
 
@@ -175,10 +181,10 @@ class _Trip:
             for x in results
         ]
 
-    def put_queries(self, stage: int, back: Sequence[_Parts], outputs: Sequence[Tensor]) -> None:
-        """What a stage's query heads gave, into their places; nothing before the first stage."""
-        for pending, out in zip(back, outputs if back else (), strict=True):
-            for rank, part in enumerate(pending.wait()):
+    def put_queries(self, stage: int, back: list[_Parts], outputs: Sequence[Tensor]) -> None:
+        """What a stage's query heads gave, into their places, and `back` is empty; nothing before the first stage."""
+        for out in outputs if back else ():
+            for rank, part in enumerate(back.pop(0).wait()):
                 out[list(self.geometry.group(stage, rank).query_heads)] = part
 
     def add_keys(self, stage: int, back: Sequence[_Parts], totals: Sequence[Tensor]) -> None:
@@ -196,6 +202,6 @@ def _pick(x: Tensor, heads: tuple[int, ...]) -> Tensor:
     return x[list(heads)]
 
 
-def _arrived(coming: Sequence[_Parts]) -> list[Tensor]:
-    """All tokens of the heads that came, in the order of the ranks."""
-    return [torch.cat(pending.wait(), dim=1) for pending in coming]
+def _arrived(coming: list[_Parts]) -> list[Tensor]:
+    """All tokens of the heads that came, in the order of the ranks; their parts are let go one after another."""
+    return [torch.cat(coming.pop(0).wait(), dim=1) for _ in range(len(coming))]
