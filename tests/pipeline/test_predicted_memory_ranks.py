@@ -1,7 +1,7 @@
 """The planner's bytes of a rank against those of live tensors while the engine runs over ranks.
 
-The kernel of the CPU takes its own float32 dq unseen; three layers, so that one in the middle has neighbours at work on
-both sides.
+The kernel of the CPU takes its own float32 dq and row sums unseen by torch's dispatcher: they are left out. Three layers,
+so that one in the middle has neighbours on their way on both sides.
 """
 
 import pytest
@@ -41,32 +41,34 @@ def choice_of(**changes: int) -> EngineChoice:
     return EngineChoice(tile_tokens=128, loss_tile_tokens=128, anchors=("device",) * len(keys), **changes)
 
 
+# Mesh, choice, tokens of the row, and the query heads that a kernel gets at once.
 CASES = {
     2: [
-        (Mesh(ulysses=2), choice_of(group=4), 4096),
-        (Mesh(ulysses=2), choice_of(group=4, kv_width=1), 4096),
-        (Mesh(ulysses=2), choice_of(group=2, query_width=1), 4096),
-        (Mesh(ring=2), choice_of(group=4), 4096),
-        (Mesh(ring=2, across="gather"), choice_of(group=1), 4096),
-        (Mesh(shard=2), choice_of(group=1), 2048),
-        (Mesh(replicate=2), choice_of(group=1), 2048),
+        (Mesh(ulysses=2), choice_of(group=4), 4096, 4),
+        (Mesh(ulysses=2), choice_of(group=4, kv_width=1), 4096, 2),
+        (Mesh(ulysses=2), choice_of(group=2, query_width=1), 4096, 1),
+        (Mesh(ring=2), choice_of(group=4), 4096, 8),
+        (Mesh(ring=2, across="gather"), choice_of(group=1), 4096, 2),
+        (Mesh(shard=2), choice_of(group=2), 1024, 4),
+        (Mesh(replicate=2), choice_of(group=2), 1024, 4),
     ],
     4: [
-        (Mesh(ulysses=4), choice_of(group=4), 4096),
-        (Mesh(ulysses=4), choice_of(group=4, query_width=1), 4096),
-        (Mesh(ring=4), choice_of(group=2), 4096),
-        (Mesh(ring=4, across="gather"), choice_of(group=2), 4096),
-        (Mesh(ring=2, ulysses=2), choice_of(group=4), 4096),
-        (Mesh(shard=2, ulysses=2), choice_of(group=4), 2048),
+        (Mesh(ulysses=4), choice_of(group=4), 4096, 2),
+        (Mesh(ulysses=4), choice_of(group=4, query_width=1), 4096, 1),
+        (Mesh(ring=4), choice_of(group=2), 4096, 4),
+        (Mesh(ring=4, across="gather"), choice_of(group=2), 4096, 4),
+        (Mesh(ring=2, ulysses=2), choice_of(group=4), 4096, 4),
+        (Mesh(shard=2, ulysses=2), choice_of(group=4), 2048, 4),
     ],
 }
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_predicted_peak_of_a_rank_is_within_eight_per_cent(ranks: int) -> None:
-    peaks = run_ranks(ranks, live_peaks, SHAPE, CASES[ranks])
+def test_predicted_peak_of_a_rank_is_within_three_per_cent(ranks: int) -> None:
+    peaks = run_ranks(ranks, live_peaks, SHAPE, [case[:3] for case in CASES[ranks]])
     states = States(weight_bytes=4, gradient_bytes=4)
-    for (mesh, choice, tokens), *live in zip(CASES[ranks], *peaks, strict=True):
+    for (mesh, choice, tokens, heads), *live in zip(CASES[ranks], *peaks, strict=True):
         work = Workload(shape=SHAPE, tokens=tokens // mesh.context, element_bytes=4, states=states, mesh=mesh)
         predicted = predict(work, choice)
-        assert predicted.device_bytes == pytest.approx(max(live), rel=0.08), (mesh, predicted.parts)
+        unseen = work.tokens * mesh.ulysses * heads * (SHAPE.head_dim + 1) * 4
+        assert predicted.device_bytes - unseen == pytest.approx(max(live), rel=0.03), (mesh, choice, predicted.parts)
