@@ -48,6 +48,7 @@ class Plan:
     def causal_mfu(self) -> float | None:
         """Predicted share of the device's peak; None when that is not known."""
         flops = model_flops(self.work.shape, self.work.document_lengths, adapters=self.work.adapters)
+        flops /= self.work.spread.ranks
         return share_of_peak(flops, seconds=self.seconds.total, peak_flops=self.machine.peak_flops)
 
     def account(self) -> tuple[str, ...]:

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+from longspan.attention.traffic import Call
 from longspan.engine.anchors import AnchorKey, anchor_keys, scale_block
 from longspan.engine.settings import EngineChoice, Tier
+from longspan.plan.calls import Peak, call_peak
 from longspan.plan.flops import attention_parameters, mlp_parameters
 from longspan.plan.workload import Workload
 from longspan.shape import ModelShape
@@ -19,7 +21,6 @@ RING = 2  # buffers of a reader, and of what is written to another tier (engine/
 FILE_BUFFERS = 3  # host buffers of an anchor that lies in a file (engine/diskfile.py)
 UPDATE_TILE = 2**25  # weights that are updated at once (train/optimizer.py)
 WIDE = 4  # bytes of float32
-LONG_TOKENS = 98_304  # of a document whose attention goes backward head by head
 BATCH_BYTES = 28  # of a token: id, target and position in int64, weight in float32
 Bytes = dict[str, int]
 
@@ -171,13 +172,13 @@ class Parts:
     @cached_property
     def engine(self) -> Bytes:
         """What the engine takes when it is made, and what a batch brings."""
-        shape, tokens = self.work.shape, self.work.tokens
+        shape, tokens, ranks = self.work.shape, self.work.tokens, self.work.spread.ranks
         return {
             "anchors": self._on("device"),
             "q, k, v": tokens * (shape.heads + 2 * shape.kv_heads) * shape.head_dim * self._element,
             "log-sum-exp": tokens * shape.heads * WIDE,
             "cos and sin": tokens * shape.head_dim * WIDE,
-            "batch": tokens * BATCH_BYTES,
+            "batch": tokens * BATCH_BYTES * (1 if ranks == 1 else 1 + ranks),  # every rank is given the whole
             "staging": RING * (self._gradient_tile + self._coded_tiles),
         }
 
@@ -191,13 +192,13 @@ class Parts:
         readers = {"tiles read": self._first_ring}
         return {
             "positions": {"angles": self.work.tokens * self.work.shape.head_dim // 2 * 3 * 8},
-            "forward attention": residual | self._cast | {"attention of a group": self._group_forward},
+            "forward attention": residual | self._cast | {"attention of a group": self._call.forward_bytes},
             "forward tile": residual | self._cast | {"tile": self._mlp_tile},
             "loss": residual | {"logits": self._logits, "head's sum": self._head_sum, "head": self._head_cast},
             "backward tile": backward | readers | {"tile": self._mlp_tile, "heads read": self._heads_ring},
             "backward attention": backward
             | {"tiles read": self._first_ring + self._second_ring}
-            | {"heads read": self._heads_ring, "attention of a group": self._group_backward},
+            | {"heads read": self._heads_ring, "attention of a group": self._call.backward_bytes},
             "backward projections": backward
             | {"tiles read": 2 * self._first_ring + self._second_ring}
             | {"heads read": self._heads_ring, "tile": self._head_tile},
@@ -296,23 +297,18 @@ class Parts:
         """Float32 copies of weight, gradient and both moments of what is updated at once, and the new moments."""
         return min(UPDATE_TILE, self.work.trainable) * 6 * WIDE if self.work.states.state_bytes else 0
 
-    @property
-    def _group_forward(self) -> int:
-        """o and its log-sum-exp as the kernel gives them."""
-        per_head = self.work.shape.head_dim * self._element + WIDE
-        return self.work.tokens * self._group_queries * per_head
-
-    @property
-    def _group_backward(self) -> int:
-        """dq, dk, dv, the kernel's own float32 dq and row sums, and on a GPU its dk and dv of every query head. Long
-        rows take one query head a call, and add dk and dv up in float32 (attention/schemes/local.py).
-        """
-        d, queries, kv = self.work.shape.head_dim, self._group_queries, self._group_kv
-        per_head = (d + 1) * WIDE + (2 * d * self._element if self._element < WIDE else 0)
-        if max(self.work.document_lengths) < LONG_TOKENS:
-            return self.work.tokens * ((queries + 2 * kv) * d * self._element + queries * per_head)
-        one_call = per_head + d * self._element
-        return self.work.tokens * (queries * d * self._element + 2 * kv * d * WIDE + one_call)
+    @cached_property
+    def _call(self) -> Peak:
+        """What one call of the scheme holds, its results included."""
+        shape = self.work.shape
+        call = Call(
+            heads=self._group_queries,
+            kv_heads=self._group_kv,
+            head_dim=shape.head_dim,
+            tokens=self.work.tokens,
+            element_bytes=self._element,
+        )
+        return call_peak(call, self.work.spread, longest_tokens=max(self.work.local_lengths))
 
     # -- copies -----------------------------------------------------------------------------------------------------
 

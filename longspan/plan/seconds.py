@@ -40,12 +40,12 @@ class Seconds:
 
 
 def predict_seconds(work: Workload, choice: EngineChoice, machine: Machine) -> Seconds:
-    """The time of one forward and backward pass on a machine."""
-    shape, lengths = work.shape, work.document_lengths
+    """The time of one forward and backward pass on a machine; ranks share the work evenly, and exchanges take none."""
+    shape, lengths, ranks = work.shape, work.document_lengths, work.spread.ranks
     peak = machine.peak_flops or (CPU_PEAK if machine.shared else UNKNOWN_PEAK)
-    forward_attention = attention_forward_flops(shape, lengths)
-    attention = (1 + ATTENTION_BACKWARD) * forward_attention + repeated_attention_flops(shape, lengths, choice)
-    linear = hardware_flops(shape, lengths, choice, adapters=work.adapters) - attention
+    forward_attention = attention_forward_flops(shape, lengths) / ranks
+    attention = (1 + ATTENTION_BACKWARD) * forward_attention + repeated_attention_flops(shape, lengths, choice) / ranks
+    linear = hardware_flops(shape, lengths, choice, adapters=work.adapters) / ranks - attention
     forward = linear_forward_flops(shape, work.tokens) / (LINEAR_SHARE * peak)
     forward += forward_attention / (ATTENTION_SHARE * peak)
     parts = {"linear": linear / (LINEAR_SHARE * peak), "attention": attention / (ATTENTION_SHARE * peak)}

@@ -12,7 +12,7 @@ from longspan.engine.anchors import AnchorKey, anchor_keys
 from longspan.engine.hostmemory import HostMemory
 from longspan.engine.settings import EngineChoice, Tier
 from longspan.engine.store import SlotShape, Store
-from longspan.plan import memory
+from longspan.plan import calls, memory
 from longspan.plan.account import describe
 from longspan.plan.memory import Prediction, anchor_bytes, predict
 from longspan.plan.workload import States, Workload
@@ -129,7 +129,7 @@ def test_numbers_that_stand_in_two_places_are_equal() -> None:
     assert memory.RING == store.DEPTH
     assert memory.FILE_BUFFERS == diskfile.BUFFERS
     assert memory.UPDATE_TILE == optimizer.TILE
-    assert memory.LONG_TOKENS == local.LONG_TOKENS
+    assert calls.LONG_TOKENS == local.LONG_TOKENS
 
 
 def test_optimizer_on_the_host_leaves_the_device() -> None:
