@@ -55,36 +55,45 @@ def _ring(call: Call, ranks: int, *, longest_tokens: int) -> Peak:
 
 
 def _gather(call: Call, ranks: int, *, longest_tokens: int) -> Peak:
-    """Everybody's keys and values, in backward their float32 gradients too; o and dq as in the ring."""
+    """Everybody's keys and values, in backward their float32 gradients too; o and dq as in the ring. When the kernels
+    are done, one of both gradients is laid out for its ranks twice, and its sum arrives.
+    """
     local = _local(call, longest_tokens=longest_tokens)
-    wide_q, keys = _wide(call, _query_bytes(call)), ranks * call.kv_bytes
+    wide_q, keys, results = _wide(call, _query_bytes(call)), ranks * call.kv_bytes, _results(call)
+    home = (2 * ranks + 1) * call.kv_sum_bytes // 2
     return Peak(
         forward_bytes=local.forward_bytes + wide_q + _lse_bytes(call) + keys,
-        backward_bytes=local.backward_bytes + wide_q + keys + ranks * call.kv_sum_bytes,
+        backward_bytes=wide_q + keys + ranks * call.kv_sum_bytes + max(local.backward_bytes, results + home),
     )
 
 
 def _ulysses(call: Call, spread: Spread, *, longest_tokens: int) -> Peak:
     """What the inner scheme takes for a stage's heads on all tokens; their q, k, v, which arrived, and as much in parts
-    that are on their way; with several stages also the results of the stage before and the parts that go back.
+    that are on their way; with several stages also the results of the stage before. What goes back is there twice, in
+    parts to send and parts that arrive.
     """
     ranks = spread.ulysses
     copies = math.lcm(call.kv_heads, ranks)
     kv_heads = spread.kv_width or copies // ranks
     stages = copies // (ranks * kv_heads)
-    heads = call.heads // (ranks * stages)
-    inner = replace(call, heads=heads, kv_heads=kv_heads, tokens=call.tokens * ranks)
+    inner = replace(call, heads=call.heads // (ranks * stages), kv_heads=kv_heads, tokens=call.tokens * ranks)
     across = call_peak(inner, replace(spread, ulysses=1), longest_tokens=longest_tokens * ranks)
     query, lse, keys = _query_bytes(inner), _lse_bytes(inner), inner.kv_bytes
     others = (ranks - 1) / ranks  # the share of a tensor that comes from or goes to others
-    back = 2 * others * query + (query if stages > 1 else 0)
-    summed = inner.kv_sum_bytes if stages > 1 else 0
-    forward = _query_bytes(call) + _lse_bytes(call) + (1 + others) * (query + keys) + across.forward_bytes
-    backward = _query_bytes(call) + call.kv_sum_bytes + (1 + others) * (3 * query + lse + keys) + across.backward_bytes
+    back, sums = 2 * others * query, inner.kv_sum_bytes if copies > call.kv_heads or stages > 1 else inner.kv_bytes
+    before = back + query if stages > 1 else 0
+    forward = _query_bytes(call) + _lse_bytes(call) + (1 + others) * (query + keys)
+    backward = _query_bytes(call) + call.kv_sum_bytes + (1 + others) * (3 * query + lse + keys)
+    at_work = across.backward_bytes + before + (sums if stages > 1 else 0)
     return Peak(
-        forward_bytes=round(forward + back + (1 + 2 * others) * lse),
-        backward_bytes=round(backward + (back + summed if stages > 1 else 0)),
+        forward_bytes=round(forward + max(across.forward_bytes + before, query + back) + (1 + 2 * others) * lse),
+        backward_bytes=round(backward + max(at_work, _results(inner) + back + 2 * others * sums)),
     )
+
+
+def _results(call: Call) -> int:
+    """dq, dk and dv as a scheme gives them."""
+    return _query_bytes(call) + call.kv_bytes
 
 
 def _query_bytes(call: Call) -> int:

@@ -145,8 +145,8 @@ class Parts:
 
     @property
     def _wide_sums(self) -> bool:
-        """Whether gradients are summed beside `.grad`: not where that is float32 itself."""
-        return self._gradient_bytes < WIDE or self.work.states.update_inside
+        """Whether gradients are summed beside `.grad`: not where that is float32 itself and nobody else adds to it."""
+        return self._gradient_bytes < WIDE or self.work.states.update_inside or self.work.spread.ranks > 1
 
     @property
     def _gradient_bytes(self) -> int:

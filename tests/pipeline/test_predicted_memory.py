@@ -1,95 +1,58 @@
-"""The planner's bytes against those of live tensors while the engine runs."""
+"""The planner's bytes against those of live tensors while the engine runs, on one rank and on several."""
 
-import weakref
-from typing import Any
+from dataclasses import replace
 
 import pytest
-import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from live_bytes import LAYERS, SHAPE, TOKENS, peak_of, peak_of_rank
+from ranks import run_ranks
 
 from longspan.engine.anchors import anchor_keys
 from longspan.engine.run import Engine
 from longspan.engine.settings import EngineChoice, Policy
-from longspan.pipeline.benchparts import random_batch, random_decoder
+from longspan.parallel.mesh import Mesh
 from longspan.plan.memory import predict
-from longspan.plan.workload import States, Workload
-from longspan.rope.frequencies import RopeBase
-from longspan.rope.methods.default import Default
-from longspan.shape import ModelShape
-
-TOKENS, SHORT, LAYERS = 4096, 2304, 4  # a short row is long enough for the kernels of long ones
-SHAPE = ModelShape(
-    family="llama",
-    layers=LAYERS,
-    width=128,
-    heads=8,
-    kv_heads=2,
-    head_dim=16,
-    mlp_width=384,
-    vocabulary=1000,
-    norm_epsilon=1e-5,
-    tied=False,
-    qkv_bias=False,
-    out_bias=False,
-    mlp_bias=False,
-    qk_norm=False,
-    windows=(None,) * LAYERS,
-    trained_length=512,
-)
+from longspan.plan.workload import Spread, States, Workload
 
 
-class LiveBytes(TorchDispatchMode):
-    """Follows the storage of every tensor that an operation gives, from its birth to its end."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.peak = self._live = 0
-        self._known: set[int] = set()
-
-    def add(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
-        if key not in self._known:
-            self._known.add(key)
-            self._live += size
-            self.peak = max(self.peak, self._live)
-            weakref.finalize(storage, self._drop, key, size)
-
-    def _drop(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self._live -= size
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = function(*args, **(kwargs or {}))
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor):
-                self.add(leaf)
-        return out
+def choice_of(keep: Policy, segment: int, *, group: int = 1, tile: int = 128) -> EngineChoice:
+    keys = anchor_keys(LAYERS, keep=keep, segment=segment)
+    return EngineChoice(
+        keep=keep,
+        segment=segment,
+        tile_tokens=tile,
+        loss_tile_tokens=tile,
+        group=group,
+        anchors=("device",) * len(keys),
+    )
 
 
 @pytest.mark.parametrize(("keep", "segment"), [("attention", 1), ("attention", 2), ("inputs", 2)])
 def test_predicted_peak_is_within_five_per_cent(keep: Policy, segment: int) -> None:
-    device = torch.device("cpu")
-    frequencies = Default().frequencies(RopeBase(rotary_dim=16, theta=1e4, trained_length=512), TOKENS)
-    decoder = random_decoder(SHAPE, frequencies, device=device, dtype=torch.float32, seed=0)
-    batch = random_batch(1, TOKENS, vocabulary=SHAPE.vocabulary, device=device, seed=0)
-    keys = anchor_keys(LAYERS, keep=keep, segment=segment)
-    choice = EngineChoice(
-        keep=keep, segment=segment, tile_tokens=128, loss_tile_tokens=128, group=1, anchors=("device",) * len(keys)
-    )
-    # What a first call does once, such as trying its kernels, is no part of a step.
-    Engine(decoder, choice, tokens=SHORT).forward_backward(
-        random_batch(1, SHORT, vocabulary=SHAPE.vocabulary, device=device, seed=0), divisor=1.0
-    )
-    with LiveBytes() as live:
-        for weight in decoder.parameters():
-            weight.grad = torch.zeros_like(weight)
-            live.add(weight)
-        for tensor in (batch.tokens, batch.targets, batch.weights, batch.positions):
-            live.add(tensor)
-        Engine(decoder, choice, tokens=TOKENS).forward_backward(batch, divisor=1.0)
+    choice = choice_of(keep, segment)
+    peak = peak_of(SHAPE, choice, tokens=TOKENS, engine=lambda decoder, tokens: Engine(decoder, choice, tokens=tokens))
     states = States(weight_bytes=4, gradient_bytes=4)
     predicted = predict(Workload(shape=SHAPE, tokens=TOKENS, element_bytes=4, states=states), choice)
-    assert predicted.device_bytes == pytest.approx(live.peak, rel=0.05)
+    assert predicted.device_bytes == pytest.approx(peak, rel=0.05)
+
+
+LOCAL = 1024  # tokens of a rank
+SPREADS = [
+    (Spread(kind="ring", ring=2), 1),
+    pytest.param(Spread(kind="ring", ring=3), 4, marks=pytest.mark.slow),
+    (Spread(kind="gather", ring=2), 4),
+    pytest.param(Spread(kind="ulysses", ulysses=2), 2, marks=pytest.mark.slow),
+    (Spread(kind="ulysses", ulysses=2, kv_width=1), 4),
+    (Spread(kind="grid", ring=2, ulysses=2), 4),
+]
+
+
+@pytest.mark.parametrize(("spread", "group"), SPREADS, ids=str)
+def test_predicted_peak_of_a_rank_is_within_five_per_cent(spread: Spread, group: int) -> None:
+    """With four key/value heads, so that what a scheme holds is a large part of it."""
+    shape, choice = replace(SHAPE, kv_heads=4), choice_of("attention", 1, group=group, tile=32)
+    mesh = Mesh(ring=spread.ring, ulysses=spread.ulysses)
+    peaks = run_ranks(mesh.ranks, peak_of_rank, mesh, spread.kind, spread.kv_width, shape, choice, LOCAL)
+    states = States(weight_bytes=4, gradient_bytes=4)
+    work = Workload(shape=shape, tokens=LOCAL, element_bytes=4, states=states, spread=spread)
+    predicted = predict(work, choice)
+    assert predicted.device_bytes == pytest.approx(max(peaks), rel=0.05)
