@@ -32,7 +32,7 @@ from longspan.batch import Batch
 from longspan.engine import pointwise
 from longspan.engine.run import Engine
 from longspan.parallel.dist import ALONE, Axis, Launch, World, join, launched
-from longspan.parallel.mesh import Mesh
+from longspan.parallel.mesh import AXES, Mesh
 from longspan.pipeline.bench import RATE, updater_of, weight_dtype, workload_of
 from longspan.pipeline.benchline import BenchLine, today
 from longspan.pipeline.benchparts import (
@@ -294,7 +294,7 @@ def told(settings: BenchSettings, plan: Plan, ranks: Ranks, seconds: float) -> d
     """What these lines have beside the keys of all."""
     count, choice = ranks.scheme.ranks, plan.choice
     return {
-        "mesh": asdict(ranks.mesh),
+        "mesh": dict(zip(AXES, ranks.mesh.sizes, strict=True)),
         "scheme": ranks.spread.kind,
         "ranks": count,
         "tokens_per_second_per_gpu": settings.tokens / seconds / count,
