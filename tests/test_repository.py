@@ -37,7 +37,7 @@ LOCAL = (
     r"https?://[\w.]*(pypi|pythonhosted|registry\.npmjs|conda|download\.pytorch)\.",
     r"(extra-)?index-url",
 )
-SOURCES = {".py", ".md", ".toml", ".json", ".jinja", ".css", ".svg", ".sh", ""}
+SOURCES = {".py", ".md", ".toml", ".json", ".jinja", ".css", ".svg", ".sh", ".sbatch", ".yaml", ""}
 
 
 @cache

@@ -1,4 +1,4 @@
-"""What one call of each scheme sends from a rank, in bytes: for plans, and to hold schedules to. No torch.
+"""What one call of each scheme sends from a rank, bytes and messages: for plans, and to hold schedules to. No torch.
 
 Ranks hold equally many tokens. Shapes as the scheme's own: the heads of one call, `tokens` of this rank.
 """
@@ -31,40 +31,63 @@ class Call:
 
 @dataclass(frozen=True, kw_only=True)
 class Sent:
-    """Bytes that a rank sends."""
+    """Bytes and messages that a rank sends. In a collective a message goes to each other rank of the axis."""
 
     forward_bytes: int
     backward_bytes: int
+    forward_messages: int
+    backward_messages: int
+
+    def __add__(self, other: "Sent") -> "Sent":
+        """Both, one after the other."""
+        return Sent(
+            forward_bytes=self.forward_bytes + other.forward_bytes,
+            backward_bytes=self.backward_bytes + other.backward_bytes,
+            forward_messages=self.forward_messages + other.forward_messages,
+            backward_messages=self.backward_messages + other.backward_messages,
+        )
 
 
 def ring(call: Call, *, ranks: int) -> Sent:
-    """Keys and values past all other ranks; in backward their gradients one hop more."""
+    """Keys and values past all other ranks; in backward their gradients one hop more. All go to the next rank."""
     around = call.kv_bytes * (ranks - 1)
-    home = call.kv_sum_bytes * ranks if ranks > 1 else 0
-    return Sent(forward_bytes=around, backward_bytes=around + home)
+    hops = ranks if ranks > 1 else 0
+    return Sent(
+        forward_bytes=around,
+        backward_bytes=around + call.kv_sum_bytes * hops,
+        forward_messages=ranks - 1,
+        backward_messages=ranks - 1 + hops,
+    )
 
 
 def gather(call: Call, *, ranks: int) -> Sent:
     """Keys and values to all other ranks; in backward a share of their gradients from each."""
-    around = call.kv_bytes * (ranks - 1)
-    return Sent(forward_bytes=around, backward_bytes=around + call.kv_sum_bytes * (ranks - 1))
+    others = ranks - 1
+    return Sent(
+        forward_bytes=call.kv_bytes * others,
+        backward_bytes=(call.kv_bytes + call.kv_sum_bytes) * others,
+        forward_messages=2 * others,
+        backward_messages=4 * others,
+    )
 
 
-def ulysses(call: Call, *, ranks: int, staged: bool = False) -> Sent:
+def ulysses(call: Call, *, ranks: int, stages: int = 1, kv_stages: int = 1) -> Sent:
     """A rank's heads of q, k, v there and o, lse back; in backward do, q, o, lse, k, v there and dq, dk, dv back.
 
-    `staged`: query heads meet the same key heads in several stages.
+    Query heads go in so many `stages`, key heads in `kv_stages`: fewer where several stages meet the same.
     """
     kv_heads = math.lcm(call.kv_heads, ranks)  # with copies
-    summed = staged or kv_heads > call.kv_heads
+    summed = stages > kv_stages or kv_heads > call.kv_heads
     query = call.heads // ranks * call.head_dim * call.element_bytes
     lse = call.heads // ranks * call.sum_bytes
     key = kv_heads // ranks * call.head_dim * call.element_bytes
     gradient = kv_heads // ranks * call.head_dim * (call.sum_bytes if summed else call.element_bytes)
-    others = (ranks - 1) * call.tokens
+    others = ranks - 1
     return Sent(
-        forward_bytes=others * (2 * query + 2 * key + lse),
-        backward_bytes=others * (4 * query + 2 * key + 2 * gradient + lse),
+        forward_bytes=others * call.tokens * (2 * query + 2 * key + lse),
+        backward_bytes=others * call.tokens * (4 * query + 2 * key + 2 * gradient + lse),
+        forward_messages=others * (3 * stages + 2 * kv_stages),
+        backward_messages=others * (5 * stages + 4 * kv_stages),
     )
 
 
@@ -72,8 +95,4 @@ def grid(call: Call, *, inside: int, across: int, gathered: bool = False) -> Sen
     """Ulysses inside, then a ring or a gather across with all tokens of a node and the heads of one rank."""
     kv_heads = math.lcm(call.kv_heads, inside) // inside
     outer = replace(call, heads=call.heads // inside, kv_heads=kv_heads, tokens=call.tokens * inside)
-    first, second = ulysses(call, ranks=inside), (gather if gathered else ring)(outer, ranks=across)
-    return Sent(
-        forward_bytes=first.forward_bytes + second.forward_bytes,
-        backward_bytes=first.backward_bytes + second.backward_bytes,
-    )
+    return ulysses(call, ranks=inside) + (gather if gathered else ring)(outer, ranks=across)

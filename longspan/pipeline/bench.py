@@ -18,6 +18,7 @@ from longspan.engine.step import forward_backward
 from longspan.model.decoder import Decoder
 from longspan.model.lora import add_lora
 from longspan.model.settings import LoraSettings
+from longspan.parallel.weights import Weights
 from longspan.pipeline.benchline import BenchLine, today
 from longspan.pipeline.benchparts import (
     SkippedAttention,
@@ -58,9 +59,9 @@ def bench_engine(settings: BenchSettings, *, command: str, tell: Tell = lambda _
     """
     device = _device(settings)
     shape, frequencies = model_of(settings.shape, layers=settings.layers, tokens=settings.tokens)
-    dtype = _dtype(settings, device)
+    dtype = weight_dtype(settings, device)
     machine = probe(device, folder=settings.anchors)
-    plan = choose(_workload(settings, shape, device, dtype), settings.engine, machine)
+    plan = choose(workload_of(settings, shape, device, dtype), settings.engine, machine)
     for words in plan.account():
         tell(words)
     with memory_errors(lambda: command, fix="fewer --tokens or --layers, or a smaller --device-gib to plan for"):
@@ -89,7 +90,7 @@ class _Bench:
         decoder = random_decoder(work.shape, frequencies, device=self._device, dtype=dtype, seed=settings.seed)
         if settings.lora is not None:
             add_lora(decoder, LoraSettings(rank=settings.lora), settings.seed)
-        self._updater = _updater(decoder, settings)
+        self._updater = updater_of(decoder, settings)
         if self._updater is None:
             for weight in decoder.parameters():
                 if weight.requires_grad:
@@ -270,7 +271,8 @@ class _Bench:
         }
 
 
-def _workload(settings: BenchSettings, shape: ModelShape, device: torch.device, dtype: torch.dtype) -> Workload:
+def workload_of(settings: BenchSettings, shape: ModelShape, device: torch.device, dtype: torch.dtype) -> Workload:
+    """What a measurement asks of one device."""
     trained = TrainSettings() if settings.optimizer == "none" else _train_settings(settings)
     weight_bytes = dtype.itemsize
     states = States(
@@ -298,11 +300,12 @@ def _train_settings(settings: BenchSettings) -> TrainSettings:
     return TrainSettings.model_validate({"optimizer": optimizer, **clip})
 
 
-def _updater(decoder: Decoder, settings: BenchSettings) -> Updater | None:
-    return None if settings.optimizer == "none" else build_updater(decoder, _train_settings(settings))
+def updater_of(decoder: Decoder, settings: BenchSettings, weights: Weights | None = None) -> Updater | None:
+    """The optimizer that a measurement asks for, if it does."""
+    return None if settings.optimizer == "none" else build_updater(decoder, _train_settings(settings), weights)
 
 
-def _dtype(settings: BenchSettings, device: torch.device) -> torch.dtype:
+def weight_dtype(settings: BenchSettings, device: torch.device) -> torch.dtype:
     """The weights' type: what the optimizer needs, else bfloat16 on a GPU and float32 on a CPU."""
     own = "bfloat16" if device.type == "cuda" else "float32"
     if settings.optimizer != "none" and settings.lora is None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from longspan.attention.documents import runs_of
+from longspan.attention.layout import tokens_of
 from longspan.attention.schemes.base import Scheme
 from longspan.batch import Batch
 from longspan.model.decoder import Decoder
@@ -71,8 +72,11 @@ def random_batch(rows: int, length: int, *, vocabulary: int, device: torch.devic
 def warm_attention(
     scheme: Scheme, shape: ModelShape, *, rows: int, length: int, group: int, device: torch.device, dtype: torch.dtype
 ) -> None:
-    """One head group forward and backward at full length: kernels are chosen and planned before time is taken."""
-    ratio, tokens = shape.heads // shape.kv_heads, rows * length
+    """One head group forward and backward at full length: kernels are chosen and planned before time is taken.
+
+    Of a scheme over ranks every rank calls this.
+    """
+    ratio, tokens = shape.heads // shape.kv_heads, tokens_of(scheme.layout(rows * length, scheme.rank))
     sizes = [(heads, tokens, shape.head_dim) for heads in (group * ratio, group * ratio, group, group)]
     do, q, k, v = (torch.randn(size, device=device, dtype=dtype) for size in sizes)
     runs = runs_of(((0, length),) * rows, length)

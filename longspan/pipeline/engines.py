@@ -3,8 +3,6 @@
 from dataclasses import asdict
 from typing import Any
 
-import torch
-
 from longspan.attention.layout import tokens_of
 from longspan.engine.hostmemory import HostMemory
 from longspan.engine.precision import compute_dtype
@@ -12,10 +10,9 @@ from longspan.engine.run import Engine
 from longspan.engine.settings import EngineChoice
 from longspan.parallel.weights import Weights, Whole, place_weights
 from longspan.pipeline.job import Job
-from longspan.pipeline.machine import probe
-from longspan.pipeline.meshes import scheme_of
+from longspan.pipeline.meshes import machine_of, scheme_of
+from longspan.pipeline.workloads import workload
 from longspan.plan.choose import choose
-from longspan.plan.workload import States, Workload
 from longspan.train.passes import Pass, plain_engine
 from longspan.train.plan import StagePlan
 from longspan.utils.files import read_json, write_json
@@ -29,10 +26,11 @@ def choices(job: Job) -> tuple[EngineChoice, ...]:
 
     The observer hears each new plan's account. Raises `LongspanError` (`plan.memory`) when a stage cannot fit.
     """
-    works, file = [_workload(job, plan) for plan in job.plans], job.folder.engine
-    machine = probe(job.device, folder=job.folder.path)
-    if job.world is not None:
-        machine = machine.part(job.world.launch.local_ranks)
+    machine, file = machine_of(job.world, job.device, folder=job.folder.path), job.folder.engine
+    works = [
+        workload(job.recipe, job.start[0], job.device, rows=plan.micro_rows, length=plan.length, mesh=plan.mesh)
+        for plan in job.plans
+    ]
     # What is free differs from minute to minute, and another choice would round differently.
     settings = job.recipe.engine.model_dump(mode="json")
     question = canonical_sha256([PLANNER, machine.device, settings, [asdict(work) for work in works]])
@@ -84,28 +82,6 @@ class StageEngines:
             scheme=scheme,
             weights=self.weights,
         ).forward_backward
-
-
-def _workload(job: Job, plan: StagePlan) -> Workload:
-    """One pass of a stage on one rank. A row of one document is the dearest case; documents may be shorter."""
-    optimizer = job.recipe.train.optimizer
-    states = States(
-        weight_bytes=job.weight_dtype.itemsize,
-        gradient_bytes=torch.float32.itemsize,
-        state_bytes=optimizer.state_bytes,
-        states_on=optimizer.states,
-        update_inside=optimizer.update == "inside",
-        trainable=None if job.recipe.lora is None else job.recipe.lora.trained_parameters(job.start[0]),
-        copied_bytes=optimizer.checkpoint_bytes if job.recipe.train.save == "async" else 0.0,
-    )
-    return Workload(
-        shape=job.start[0],
-        tokens=-(-plan.micro_rows * plan.length // plan.mesh.context),
-        lengths=(plan.length,) * plan.micro_rows,
-        mesh=plan.mesh,
-        element_bytes=torch.bfloat16.itemsize if job.device.type == "cuda" else job.weight_dtype.itemsize,
-        states=states,
-    )
 
 
 def _choice(value: dict[str, Any]) -> EngineChoice:

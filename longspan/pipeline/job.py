@@ -1,11 +1,12 @@
 """One recipe at work in its run folder: what the verbs share."""
 
 import contextlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,11 @@ from longspan.model.lora import add_lora
 from longspan.model.weights import load
 from longspan.parallel.dist import World
 from longspan.parallel.mesh import Mesh
-from longspan.pipeline.meshes import meshes, ranks_of
+from longspan.pipeline.meshes import automatic, machine_of, meshes, ranks_of
 from longspan.pipeline.observer import Observer, Stop
 from longspan.pipeline.recipe import Recipe
 from longspan.pipeline.rundir import RunFolder, versions
+from longspan.pipeline.workloads import weight_dtype
 from longspan.rope.frequencies import Frequencies, RopeBase
 from longspan.rope.methods.default import Default
 from longspan.shape import ModelShape
@@ -145,8 +147,15 @@ class Job:
     @cached_property
     def meshes(self) -> tuple[Mesh, ...]:
         """How each stage is spread over the ranks. Raises `parallel.mesh` for what does not fit them."""
-        ranks = 1 if self.world is None else self.world.launch.ranks
-        return meshes(self.recipe, ranks=ranks)
+        if self.world is None:
+            return meshes(self.recipe, ranks=1, automatic=lambda _: Mesh())
+        if not self.leads:  # another machine may have other memory
+            return tuple(Mesh(**mesh) for mesh in json.loads(self.hear("meshes")))
+        machine = machine_of(self.world, self.device, folder=self.folder.path)
+        choose = partial(automatic, self.recipe, self.start[0], self.world, machine)
+        found = meshes(self.recipe, ranks=self.world.launch.ranks, automatic=choose)
+        self.say("meshes", json.dumps([asdict(mesh) for mesh in found]))
+        return found
 
     @property
     def total_tokens(self) -> int:
@@ -173,14 +182,6 @@ class Job:
         write_json(known, {"seen": seen, "sha256": identity})
         return identity
 
-    @property
-    def weight_dtype(self) -> torch.dtype:
-        """The type that weights are loaded in: what the optimizer trains; frozen ones as the engine computes."""
-        if self.recipe.lora is not None:
-            return torch.bfloat16 if self.device.type == "cuda" else torch.float32
-        dtype: torch.dtype = getattr(torch, self.recipe.train.optimizer.weight_dtype)
-        return dtype
-
     def base(self) -> Decoder:
         """The decoder before training, on the device; what is new of it depends on the seed alone.
 
@@ -188,11 +189,11 @@ class Job:
         """
         model = self.recipe.model.folder
         if model is not None:
-            decoder = load(model, device=str(self.device), dtype=self.weight_dtype)
+            decoder = load(model, device=str(self.device), dtype=weight_dtype(self.recipe, self.device))
         else:
             decoder = Decoder(*self.start)
             decoder.initialise(self.recipe.seed)
-            decoder = decoder.to(self.device, self.weight_dtype)
+            decoder = decoder.to(self.device, weight_dtype(self.recipe, self.device))
         if self.recipe.lora is not None:
             add_lora(decoder, self.recipe.lora, self.recipe.seed)
             for weight in decoder.parameters():

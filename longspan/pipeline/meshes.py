@@ -1,7 +1,8 @@
 """The ranks of a run, what a recipe's meshes are once they are counted, and the attention scheme of each mesh."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -13,8 +14,14 @@ from longspan.engine import pointwise
 from longspan.engine.settings import EngineChoice
 from longspan.parallel.dist import World, join, launched
 from longspan.parallel.mesh import Mesh
-from longspan.pipeline.recipe import Recipe
-from longspan.utils.errors import ConfigError
+from longspan.pipeline.machine import probe
+from longspan.pipeline.recipe import Recipe, Stage
+from longspan.pipeline.workloads import workload
+from longspan.plan.choose import choose
+from longspan.plan.machine import Machine
+from longspan.plan.meshes import choose_mesh
+from longspan.shape import ModelShape
+from longspan.utils.errors import ConfigError, LongspanError
 
 
 @contextmanager
@@ -30,8 +37,8 @@ def ranks_of(recipe: Recipe) -> Iterator[World | None]:
     world.leave()
 
 
-def meshes(recipe: Recipe, *, ranks: int) -> tuple[Mesh, ...]:
-    """The mesh of every stage.
+def meshes(recipe: Recipe, *, ranks: int, automatic: Callable[[Stage], Mesh]) -> tuple[Mesh, ...]:
+    """The mesh of every stage; `automatic` finds the one of a stage for which none is named.
 
     Raises `ConfigError` (`parallel.mesh`) for one that has not as many places as there are ranks, or when stages want
     the weights cut in different ways.
@@ -39,11 +46,11 @@ def meshes(recipe: Recipe, *, ranks: int) -> tuple[Mesh, ...]:
     found = []
     for index, stage in enumerate(recipe.stages):
         asked = stage.mesh or recipe.parallel.mesh
-        mesh = Mesh(shard=ranks) if asked == "auto" else asked.mesh
         try:
+            mesh = automatic(stage) if asked == "auto" else asked.mesh
             mesh.check(ranks)
         except ConfigError as error:
-            error.where = f"recipe: stages.{index}.mesh" if stage.mesh else "recipe: parallel.mesh"
+            error.where = f"recipe: stages.{index}.mesh" if stage.mesh else f"recipe: parallel.mesh, stage {index}"
             raise
         found.append(mesh)
     copies = {mesh.replicate for mesh in found}
@@ -55,6 +62,36 @@ def meshes(recipe: Recipe, *, ranks: int) -> tuple[Mesh, ...]:
             fix="give every mesh the same replicate",
         )
     return tuple(found)
+
+
+def machine_of(world: World | None, device: torch.device, *, folder: Path) -> Machine:
+    """What this rank may take of its machine."""
+    machine = probe(device, folder=folder)
+    return machine if world is None else machine.part(world.launch.local_ranks)
+
+
+def automatic(recipe: Recipe, shape: ModelShape, world: World, machine: Machine, stage: Stage) -> Mesh:
+    """The mesh of a stage that names none: rows apart while a row's share fits a rank, as the planner sees it."""
+
+    def fits(local_tokens: int) -> bool:
+        context = -(-stage.length // local_tokens)
+        mesh = Mesh(shard=max(1, world.launch.ranks // context), ulysses=context)
+        work = workload(recipe, shape, world.device, rows=1, length=stage.length, mesh=mesh)
+        try:
+            choose(work, recipe.engine, machine)
+        except LongspanError:
+            return False
+        return True
+
+    return choose_mesh(
+        ranks=world.launch.ranks,
+        ranks_per_node=world.launch.local_ranks,
+        rows_per_step=stage.rows_per_step,
+        length=stage.length,
+        heads=shape.heads,
+        windows=shape.windows,
+        fits=fits,
+    )
 
 
 def scheme_of(mesh: Mesh, world: World, choice: EngineChoice) -> Scheme:

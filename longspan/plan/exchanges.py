@@ -60,7 +60,7 @@ class Exposed:
         """The first stage's way there, the last one's back, gradients of keys, and what work is too short for."""
         ranks, geometry = self.work.mesh.ulysses, Parts(self.work, self.choice).call.stages(call)
         stages, staged = geometry.stages, geometry.stages_of_kv > 1
-        sent = traffic.ulysses(call, ranks=ranks, staged=staged)
+        sent = traffic.ulysses(call, ranks=ranks, stages=stages, kv_stages=stages // geometry.stages_of_kv)
         width = call.sum_bytes if staged or geometry.copies > 1 else call.element_bytes
         keys = 2 * (ranks - 1) * call.tokens * math.lcm(call.kv_heads, ranks) // ranks * call.head_dim * width
         inner = replace(

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from longspan import cli
+from longspan.parallel.mesh import Mesh
 from longspan.pipeline.launch import local_ranks
 from longspan.pipeline.meshes import meshes
 from longspan.pipeline.recipe import Recipe
@@ -93,9 +94,9 @@ def test_ranks_that_a_recipe_asks_for(micro: Path, monkeypatch: pytest.MonkeyPat
 def test_meshes_that_do_not_fit_are_refused(micro: Path) -> None:
     recipe = Recipe.read(spread(micro))
     with pytest.raises(ConfigError) as caught:
-        meshes(recipe, ranks=3)
+        meshes(recipe, ranks=3, automatic=lambda _: Mesh(shard=3))
     assert caught.value.where == "recipe: stages.1.mesh"
     copies = recipe.plain()
     copies["parallel"]["mesh"] = {"replicate": 2}
     with pytest.raises(ConfigError, match="2 copies"):
-        meshes(Recipe.model_validate_json(json.dumps(copies)), ranks=2)
+        meshes(Recipe.model_validate_json(json.dumps(copies)), ranks=2, automatic=lambda _: Mesh(shard=2))
