@@ -87,6 +87,7 @@ class BlockPass:
             o, lse = work.scheme.forward(work.q[query], work.k[kv], work.v[kv], runs=work.runs, window=self._window)
             work.q[query].copy_(o)
             work.lse[query].copy_(lse)
+            del o, lse  # before the next call makes its own
 
     def save_attention(self, anchors: Anchors, index: int) -> None:
         """Keep one tile of what `attention` left."""

@@ -117,6 +117,7 @@ class Engine:
         if on_gradients is not None and not bool(torch.isfinite(total)):
             return total
         gradients.finish(self._ends())
+        gradients.hand_on()  # the head's is larger than any block's: it does not wait for the first of them
         self.mark("backward")
         self._backward(work, gradient, gradients)
         self.mark("embedding")

@@ -20,7 +20,8 @@ from longspan.plan.memory import predict
 from longspan.plan.weights import block_parameters
 from longspan.plan.workload import Workload
 
-LINEAR_SHARE, ATTENTION_SHARE = 0.65, 0.55  # of the peak, sustained at the power limit
+# Of the peak, sustained at the power limit; attention from a head dim on.
+LINEAR_SHARE, ATTENTION_SHARES = 0.65, {128: 0.55, 0: 0.44}
 FLOPS_PER_BYTE = 250.0  # the peak over the rate of the device's memory
 UNKNOWN_PEAK, CPU_PEAK = 50e12, 0.1e12
 READS = 2  # in the backward pass x, o and the gradient are each read twice
@@ -50,8 +51,9 @@ def predict_seconds(work: Workload, choice: EngineChoice, machine: Machine) -> S
     attention = (1 + ATTENTION_BACKWARD) * forward_attention + repeated_attention_flops(shape, lengths, choice) / ranks
     linear = hardware_flops(shape, lengths, choice, adapters=work.adapters) / ranks - attention
     forward = linear_forward_flops(shape, work.tokens) / (LINEAR_SHARE * peak)
-    forward += forward_attention / (ATTENTION_SHARE * peak)
-    parts = {"linear": linear / (LINEAR_SHARE * peak), "attention": attention / (ATTENTION_SHARE * peak)}
+    attention_rate = peak * next(share for dim, share in ATTENTION_SHARES.items() if dim <= shape.head_dim)
+    forward += forward_attention / attention_rate
+    parts = {"linear": linear / (LINEAR_SHARE * peak), "attention": attention / attention_rate}
     backward = sum(parts.values()) - forward
     exposed = Exposed(
         work=work,
@@ -59,8 +61,8 @@ def predict_seconds(work: Workload, choice: EngineChoice, machine: Machine) -> S
         link_bytes_per_second=machine.link_bytes_per_second,
         forward=forward,
         backward=backward,
-        forward_attention=forward_attention / (ATTENTION_SHARE * peak),
-        backward_attention=ATTENTION_BACKWARD * forward_attention / (ATTENTION_SHARE * peak),
+        forward_attention=forward_attention / attention_rate,
+        backward_attention=ATTENTION_BACKWARD * forward_attention / attention_rate,
     )
     return Seconds(
         **parts,

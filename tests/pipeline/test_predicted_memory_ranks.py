@@ -1,7 +1,7 @@
 """The planner's bytes of a rank against those of live tensors while the engine runs over ranks.
 
-The kernel of the CPU takes its own float32 dq and row sums unseen by torch's dispatcher: they are left out. Three
-layers, so that one in the middle has neighbours on their way on both sides.
+The kernel of the CPU takes its own float32 dq and row sums unseen by torch's dispatcher: they are left out. Of three
+layers, the one in the middle has neighbours on their way on both sides.
 """
 
 import pytest
