@@ -65,9 +65,10 @@ class Progress:
     def within(self, operation: str, *, waits: bool = False, patient: bool = False) -> Iterator[Place]:
         """This rank is in that exchange; with `waits` its device is going to wait for it.
 
-        `patient` is for what may take as long as it likes while the others live.
+        `patient` is for what may take as long as it likes while the others live; not all ranks do it, so it is not
+        counted.
         """
-        place = self._host = Place(self._host.operations + 1, operation, waits=not patient)
+        place = self._host = Place(self._host.operations + (not patient), operation, waits=not patient)
         arrived = self._mark() if waits and self._mark else None
         try:
             yield place

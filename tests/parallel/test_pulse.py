@@ -89,3 +89,5 @@ def test_the_name_of_an_exchange():
         with progress.within("step") as place:
             assert progress.place == place == Place(place.operations, "step", waits=True)
     assert progress.place == Place(4, "step")
+    with progress.within("a word", patient=True) as place:
+        assert place == Place(4, "a word")
