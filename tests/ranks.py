@@ -19,7 +19,7 @@ from torch import distributed
 from longspan.parallel.dist import Launch, join
 
 DEADLINE_SECONDS = 60.0
-LOADED = ("torch", "torch.distributed", "numpy", "longspan.attention.schemes.grid", "longspan.parallel.weights")
+LOADED = ("torch", "torch.distributed", "numpy", "longspan.attention.schemes.grid")
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(list(LOADED))
