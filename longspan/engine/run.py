@@ -34,7 +34,8 @@ class Engine:
     """Runs one decoder forward and backward as `choice` says, on batches of up to `tokens` tokens.
 
     Memory for anchors and heads is taken when the engine is made and kept. `host` may be shared by engines that do not
-    live at the same time. `mark` is called with the name of every phase, for a timeline.
+    live at the same time. `mark` is called with the name of every phase, which errors of an exchange tell; a timeline
+    may want it instead.
 
     A `scheme` over several ranks spreads the tokens: ranks that share a row are given the same batch, and each works on
     the tokens that the scheme gives it (`tokens` counts these). `weights` says where parameters lie, whole on this rank
@@ -55,7 +56,7 @@ class Engine:
         self._decoder, self._choice = decoder, choice
         self._dtype = compute_dtype(decoder)
         self._scheme, self._weights = scheme or Local(merge=pointwise.merge_), weights or Whole(decoder)
-        self.mark: Callable[[str], None] = lambda _: None
+        self.mark: Callable[[str], None] = self._weights.mark
         shape, device = decoder.shape, decoder.device
         self.host = host or HostMemory(device)
         tile = min(choice.tile_tokens, tokens)
@@ -115,6 +116,7 @@ class Engine:
         self._weights.add_up(total)
         del x
         if on_gradients is not None and not bool(torch.isfinite(total)):
+            self.mark("end")
             return total
         gradients.finish(self._ends())
         gradients.hand_on()  # the head's is larger than any block's: it does not wait for the first of them

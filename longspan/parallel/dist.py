@@ -1,27 +1,33 @@
 """Coming together and parting: process groups with deadlines, and the name of whoever is lost.
 
-The only file that reads the environment: what torchrun says about this rank.
+The only file that reads the environment, what torchrun says about this rank, and tells NCCL by it, which has no other
+ear.
 """
 
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
+from pathlib import Path
 
 import torch
 from torch import distributed
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.distributed_c10d import PrefixStore, Store, _get_default_store, _set_pg_timeout
+from torch.distributed.distributed_c10d import PrefixStore, Store, _get_default_group, _get_default_store
 
 from longspan.parallel.mesh import AXES, Mesh
+from longspan.parallel.pulse import Mark, Place, Progress, Pulse, first_line, lost
+from longspan.parallel.watch import Watch, end_process
 from longspan.utils.errors import LongspanError
 
-_VERDICT, _LEFT = "verdict", -1
 PAUSE_SECONDS = 0.2  # between two looks for a word
-BEATS = 5  # of a pulse: so many without a sign, and a rank counts as lost
+# NCCL's own threads would abort the process at the first failed message, before anybody has named the lost rank; and
+# torchrun asks them to. They keep their timeout for the log.
+_NCCL_LEAVES_IT_TO_THE_WATCH = {"TORCH_NCCL_ASYNC_ERROR_HANDLING": "0", "TORCH_NCCL_ENABLE_MONITORING": "0"}
+_NCCL_PATIENCE = 3  # deadlines until NCCL calls an exchange late: the watch has long spoken
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,86 +58,6 @@ def launched() -> Launch | None:
     return Launch(rank=rank, ranks=ranks, local_rank=local_rank, local_ranks=local_ranks)
 
 
-@dataclass(frozen=True)
-class _Sign:
-    beat: int  # _LEFT from a rank that parted from the others
-    operations: int
-    operation: str
-
-
-def _verdict(before: dict[int, _Sign], after: dict[int, _Sign]) -> str:
-    silent = [rank for rank in after if after[rank].beat == before[rank].beat != _LEFT]
-    if silent:
-        return "; ".join(f"rank {rank} is gone or stopped, last seen in {after[rank].operation}" for rank in silent)
-    left = [rank for rank in after if after[rank].beat == _LEFT]
-    if left:
-        return "; ".join(f"rank {rank} left before, after {after[rank].operation}" for rank in left)
-    least = min(sign.operations for sign in after.values())
-    behind = [(rank, sign.operation) for rank, sign in after.items() if sign.operations == least]
-    return "; ".join(f"rank {rank} is alive, but got no further than {operation}" for rank, operation in behind)
-
-
-class Pulse:
-    """A sign of life in the store that all ranks read: how often this rank beat, and what it is doing."""
-
-    def __init__(self, store: Store, launch: Launch, *, beat_seconds: float) -> None:
-        self._store = PrefixStore("pulse", store.clone())  # type: ignore[attr-defined]
-        self._launch, self._seconds = launch, beat_seconds
-        self.operations, self.operation = 0, "start"
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="pulse", daemon=True)
-        self._thread.start()
-
-    def enter(self, operation: str) -> None:
-        """From now on this rank is in that operation."""
-        self.operations, self.operation = self.operations + 1, operation
-
-    def stop(self) -> None:
-        """No more signs from here but that this rank has left."""
-        self._over.set()
-        self._thread.join()
-        with suppress(RuntimeError):  # the store may have left first
-            self._sign(_LEFT)
-
-    def culprits(self) -> str:
-        """Who holds the others up, in words: ranks that give no sign; if all do, those that are furthest behind.
-
-        The first rank that asks finds out; the others, who may come when it has left, read what it found.
-        """
-        try:
-            if self._store.check([_VERDICT]):
-                return self._store.get(_VERDICT).decode()
-            before = self._read()
-            time.sleep(BEATS * self._seconds)
-            found = _verdict(before, self._read())
-            self._store.set(_VERDICT, found)
-        except RuntimeError as cause:  # the store went with the rank or the launcher that kept it
-            return f"the store of the ranks is gone, and with it rank 0 or the launcher ({_first_line(cause)})"
-        return found
-
-    def _read(self) -> dict[int, _Sign]:
-        """The last sign of every other rank."""
-        found = {}
-        for rank in range(self._launch.ranks):
-            if rank == self._launch.rank:
-                continue
-            text = self._store.get(str(rank)).decode() if self._store.check([str(rank)]) else "0 0 start"
-            beat, operations, name = text.split(" ", 2)
-            found[rank] = _Sign(int(beat), int(operations), name)
-        return found
-
-    def _run(self) -> None:
-        beat = 0
-        with suppress(RuntimeError):  # nobody is left to read it
-            while not self._over.is_set():
-                beat += 1
-                self._sign(beat)
-                self._over.wait(self._seconds)
-
-    def _sign(self, beat: int) -> None:
-        self._store.set(str(self._launch.rank), f"{beat} {self.operations} {self.operation}")
-
-
 @dataclass(frozen=True, kw_only=True)
 class Axis:
     """The ranks that exchange with each other along one axis of the mesh, and which of them this one is."""
@@ -141,27 +67,33 @@ class Axis:
     group: distributed.ProcessGroup | None = field(default=None, repr=False)
     world: "World | None" = field(default=None, repr=False)
 
+    def named(self, operation: str) -> str:
+        """An exchange by its full name, with the phase and the part of a pass to which it belongs."""
+        return operation if self.world is None else self.world.progress.named(operation)
+
     @contextmanager
-    def within(self, operation: str) -> Iterator[None]:
-        """Turn the failure of an exchange into `parallel.lost`: this rank, the operation, and who is to blame."""
-        pulse = self.world and self.world.pulse
-        if pulse:
-            pulse.enter(operation)
-        try:
-            yield
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as cause:
-            rank = self.world.launch.rank if self.world else self.rank
-            raise LongspanError(
-                "parallel.lost",
-                f"rank {rank} waited in vain in {operation}: {pulse.culprits() if pulse else 'a rank is lost'}",
-                where=_first_line(cause),
-                fix="look at the log of the rank that is named; the same command goes on from the last checkpoint",
-            ) from cause
+    def within(self, operation: str, *, waits: bool = False, patient: bool = False) -> Iterator[None]:
+        """Turn the failure of an exchange into `parallel.lost`: this rank, the operation, and who is to blame.
+
+        `waits` tells that the device will wait for the exchange in here, `patient` that no deadline holds for it.
+        """
+        world, place = self.world, Place(0, operation, waits=True)
+        with ExitStack() as stack:
+            if world is not None:
+                place = stack.enter_context(world.progress.within(operation, waits=waits, patient=patient))
+            try:
+                yield
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as cause:
+                if world is None:
+                    raise lost(self.rank, place, "a rank is lost", where=first_line(cause)) from cause
+                world.progress.failed = True
+                culprits = world.pulse.culprits()
+                raise lost(world.launch.rank, place, culprits, where=first_line(cause)) from cause
 
     def wait(self, work: distributed.Work) -> None:
-        """Wait for an exchange, on a CPU no longer than the deadline; NCCL minds its own."""
+        """Wait for an exchange, on a CPU no longer than the deadline; on a GPU the watch minds it."""
         if self.world is not None and self.world.device.type == "cpu":
             work.wait(timedelta(seconds=self.world.deadline_seconds))  # gloo ignores that of a group of a mesh
         else:
@@ -173,12 +105,14 @@ ALONE = Axis()
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """All ranks of a run. `device` is this rank's own."""
+    """All ranks of a run. `device` is this rank's own; `progress` tells the watch what it is doing."""
 
     launch: Launch
     device: torch.device
     deadline_seconds: float
+    progress: Progress = field(repr=False)
     pulse: Pulse = field(repr=False)
+    watch: Watch = field(repr=False)
     store: Store = field(repr=False)
 
     def axes(self, mesh: Mesh) -> dict[str, Axis]:
@@ -193,13 +127,13 @@ class World:
         size = mesh[name].size()
         if size == 1:
             return ALONE
-        group = mesh.get_group(name)
+        axis = Axis(rank=rank, size=size, group=mesh.get_group(name), world=self)
         if self.device.type == "cuda":
-            # Groups of a mesh have torch's own deadline otherwise. All ranks have to be in NCCL's first call, and some
-            # may have nothing to send.
-            _set_pg_timeout(timedelta(seconds=self.deadline_seconds), group)
-            distributed.barrier(group)
-        return Axis(rank=rank, size=size, group=group, world=self)
+            # All ranks have to be in NCCL's first call, and some may have nothing to send.
+            _be_patient(mesh.get_group(name), self.deadline_seconds)
+            with axis.within(f"first call on {name}"):
+                distributed.barrier(axis.group)
+        return axis
 
     def say(self, topic: str, word: str) -> None:
         """Let all ranks know a word."""
@@ -207,7 +141,7 @@ class World:
 
     def hear(self, topic: str, *, poll: Callable[[], None] = lambda: None) -> str:
         """The word on a topic, waited for as long as it takes; `poll` is called while waiting and may raise."""
-        with self.everyone.within(f"waiting for {topic}"):
+        with self.everyone.within(f"waiting for {topic}", patient=True):
             while not self.store.check([f"word/{topic}"]):
                 poll()
                 time.sleep(PAUSE_SECONDS)
@@ -220,18 +154,21 @@ class World:
 
     def leave(self) -> None:
         """Part from the others; a rank that failed leaves without a word to them."""
+        self.watch.stop()
         self.pulse.stop()
         distributed.destroy_process_group()
 
 
 def join(launch: Launch, *, device_type: str, deadline_seconds: float, store: Store | None = None) -> World:
-    """Meet the other ranks: gloo between CPUs, NCCL between GPUs; no exchange takes longer than the deadline.
+    """Meet the other ranks: gloo between CPUs, NCCL between GPUs; no rank waits in an exchange beyond the deadline.
 
-    Without `store` the ranks meet where torchrun says. Raises `parallel.join` if they do not come.
+    Without `store` the ranks meet where torchrun says. Raises `parallel.join` if they do not come. From here on a watch
+    ends the process with status 75 when the run is lost and no exception can say so.
     """
     device = torch.device(device_type, launch.local_rank) if device_type == "cuda" else torch.device(device_type)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+        os.environ.update(_NCCL_LEAVES_IT_TO_THE_WATCH)
     deadline = timedelta(seconds=deadline_seconds)
     try:
         distributed.init_process_group(
@@ -246,14 +183,41 @@ def join(launch: Launch, *, device_type: str, deadline_seconds: float, store: St
         raise LongspanError(
             "parallel.join",
             f"rank {launch.rank} of {launch.ranks} did not meet the others within {deadline_seconds:g} s",
-            where=_first_line(cause),
+            where=first_line(cause),
             fix="start as many ranks as torchrun was told, all able to reach the first one's address",
         ) from cause
+    if device.type == "cuda":
+        _be_patient(_get_default_group(), deadline_seconds)
+    beat_seconds, rank = min(1.0, deadline_seconds / 20), launch.rank
+    progress = Progress(_mark if device.type == "cuda" else None)
     meeting = store or _get_default_store()
-    pulse = Pulse(meeting, launch, beat_seconds=min(1.0, deadline_seconds / 20))
-    words = PrefixStore("words", meeting)
-    return World(launch=launch, device=device, deadline_seconds=deadline_seconds, pulse=pulse, store=words)
+    pulse = Pulse(meeting, progress, rank=rank, ranks=launch.ranks, beat_seconds=beat_seconds)
+    error_file = os.environ.get("TORCHELASTIC_ERROR_FILE", "")
+    watch = Watch(
+        pulse,
+        progress,
+        rank=rank,
+        deadline_seconds=deadline_seconds,
+        beat_seconds=beat_seconds,
+        end=partial(end_process, error_file=Path(error_file) if error_file else None),
+    )
+    return World(
+        launch=launch,
+        device=device,
+        deadline_seconds=deadline_seconds,
+        progress=progress,
+        pulse=pulse,
+        watch=watch,
+        store=PrefixStore("words", meeting),
+    )
 
 
-def _first_line(cause: BaseException) -> str:
-    return (str(cause).splitlines() or [type(cause).__name__])[0]
+def _mark() -> Mark:
+    mark: Mark = torch.cuda.current_stream().record_event()
+    return mark
+
+
+def _be_patient(group: distributed.ProcessGroup, deadline_seconds: float) -> None:
+    """Give NCCL's exchanges in a group so long that the watch speaks before NCCL does."""
+    backend = group._get_backend(torch.device("cuda"))
+    backend._set_default_timeout(timedelta(seconds=_NCCL_PATIENCE * deadline_seconds))

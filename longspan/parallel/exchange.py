@@ -33,8 +33,8 @@ class Pending(Generic[T]):
 
     def wait(self) -> T:
         """The result, as soon as it is there; work on the device queues up behind it."""
-        if self.works:
-            with self.axis.within(self.operation):
+        if self.axis.size > 1:  # also with nothing to wait for: all ranks count the same exchanges
+            with self.axis.within(self.operation, waits=True):
                 for work in self.works:
                     self.axis.wait(work)
         return self.result
@@ -73,6 +73,7 @@ def all_gather(
         return Pending(axis, operation, [x])
     padded = _padded(x, max(sizes), dim=dim)
     buffer = x.new_empty(axis.size, *padded.shape)
+    operation = axis.named(operation)
     with axis.within(operation):
         work = _all_gather(buffer.view(-1), padded.view(-1), group=axis.group, async_op=True)
     found = [part.narrow(dim, 0, size) for part, size in zip(buffer, sizes, strict=True)]
@@ -89,6 +90,7 @@ def reduce_scatter(
     largest = max(share.shape[dim] for share in shares)
     buffer = torch.stack([_padded(share, largest, dim=dim) for share in shares])
     total = torch.empty_like(buffer[0])
+    operation = axis.named(operation)
     with axis.within(operation):
         work = _reduce_scatter(total.view(-1), buffer.view(-1), group=axis.group, async_op=True)
     return Pending(axis, operation, total.narrow(dim, 0, own.shape[dim]), [work], [buffer])
@@ -101,6 +103,7 @@ def reduce_rows(x: Tensor, axis: Axis, *, operation: str = "reduce-scatter of ro
     rows, most = x.shape[0], -(-x.shape[0] // axis.size)
     padded = _padded(x, most * axis.size, dim=0)
     total = x.new_empty(most, *x.shape[1:])
+    operation = axis.named(operation)
     with axis.within(operation):
         work = _reduce_scatter(total.view(-1), padded.view(-1), group=axis.group, async_op=True)
     own = max(0, min(most, rows - axis.rank * most))
@@ -111,6 +114,7 @@ def all_reduce_(x: Tensor, axis: Axis, *, operation: str = "all-reduce") -> Pend
     """The sum over all ranks, in place."""
     if axis.size == 1:
         return Pending(axis, operation, x)
+    operation = axis.named(operation)
     with axis.within(operation):
         work = distributed.all_reduce(x, group=axis.group, async_op=True)
     return Pending(axis, operation, x, [work])
@@ -123,10 +127,11 @@ def _messages(
     sends = [(distributed.isend, rank, x) for rank, x in sent.items() if x.numel()]
     receives = [(distributed.irecv, rank, x) for rank, x in arriving.items() if x.numel()]
     batch = [distributed.P2POp(op, x, group=axis.group, group_peer=rank) for op, rank, x in sends + receives]
-    if not batch:
+    if axis.size == 1:
         return Pending(axis, operation, result)
+    operation = axis.named(operation)
     with axis.within(operation):
-        works = distributed.batch_isend_irecv(batch)
+        works = distributed.batch_isend_irecv(batch) if batch else []
     return Pending(axis, operation, result, works, [x for _, _, x in sends])
 
 

@@ -18,12 +18,28 @@ from torch.distributed.tensor import DTensor
 from longspan.parallel.dist import ALONE, Axis, World
 from longspan.parallel.exchange import Pending, all_reduce_, reduce_rows
 from longspan.parallel.mesh import Mesh
+from longspan.parallel.pulse import Progress
 
 
 class Weights(ABC):
     """The parameters of a module, as one rank keeps them. `kept` holds those by name: plain, and of this rank alone."""
 
     kept: Mapping[str, nn.Parameter]
+
+    def __init__(self, module: nn.Module, progress: Progress | None) -> None:
+        self._names = {id(part): name for name, part in module.named_modules()}
+        self._progress = progress
+
+    def mark(self, phase: str) -> None:
+        """A phase of a pass begins, or its "end": exchanges are named by it, and by the part that was at hand last."""
+        if self._progress is not None:
+            self._progress.phase, self._progress.part = "" if phase == "end" else phase, ""
+
+    def _begin_part(self, part: nn.Module) -> None:
+        if self._progress is not None:
+            name = self._names[id(part)]
+            number = name.rpartition(".")[2]
+            self._progress.part = f"layer {number}" if number.isdecimal() else name
 
     @abstractmethod
     @contextmanager
@@ -64,12 +80,14 @@ class Whole(Weights):
     """Every rank keeps all weights; gradients are added up over `axes`, and are the same bits everywhere."""
 
     def __init__(self, module: nn.Module, axes: Sequence[Axis] = ()) -> None:
+        super().__init__(module, next((axis.world.progress for axis in axes if axis.world is not None), None))
         self.kept = dict(module.named_parameters())
         self._axes = [axis for axis in axes if axis.size > 1]
 
     @contextmanager
     def at_hand(self, part: nn.Module, *, following: nn.Module | None = None) -> Iterator[None]:  # noqa: ARG002
         """They always are."""
+        self._begin_part(part)
         yield
 
     def home(self, parameter: nn.Parameter) -> nn.Parameter:
@@ -115,6 +133,7 @@ class Shards(Weights):
     def __init__(
         self, module: nn.Module, parts: Iterable[nn.Module], *, world: World, mesh: Mesh, dtype: torch.dtype | None
     ) -> None:
+        super().__init__(module, world.progress)
         ranks = mesh.shard * mesh.context
         made = init_device_mesh(world.device.type, (mesh.replicate, ranks), mesh_dim_names=("copies", "rows"))
         at_copy, at_row = divmod(world.launch.rank, ranks)
@@ -136,14 +155,14 @@ class Shards(Weights):
             kept[name] = nn.Parameter(cut.to_local(), requires_grad=parameter.requires_grad)
             self._homes[parameter] = kept[name]
         self.kept = kept
-        self._names = {id(part): prefix for prefix, part in module.named_modules()}
         self._coming: dict[nn.Module, list[UnshardHandle]] = {}
 
     @contextmanager
     def at_hand(self, part: nn.Module, *, following: nn.Module | None = None) -> Iterator[None]:
         """Wait for the part, and begin to gather the next one under the work on it."""
+        self._begin_part(part)
         self._begin(part)
-        with self._rows.within("gather of weights"):
+        with self._rows.within(self._rows.named("gather of weights"), waits=True):
             for handle in self._coming.pop(part):
                 handle.wait()
         prefix = self._names[id(part)]
@@ -158,7 +177,7 @@ class Shards(Weights):
 
     def _begin(self, part: nn.Module) -> None:
         if part not in self._coming:
-            with self._rows.within("gather of weights"):
+            with self._rows.within(self._rows.named("gather of weights")):
                 handles = [unit.unshard(async_op=True) for unit in self._units[part]]
             self._coming[part] = [handle for handle in handles if handle is not None]
 

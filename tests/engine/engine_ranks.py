@@ -1,5 +1,8 @@
 """One pass of the engine over several ranks, as a rank runs it. No pytest here."""
 
+import os
+import signal
+import time
 from dataclasses import replace
 
 import torch
@@ -59,3 +62,24 @@ def _case(world, mesh, scheme, axes, cut, changes, spans, steering):
         return error.code
     found = {name: torch.zeros(()) if w.grad is None else w.grad / 2 for name, w in weights.kept.items()}
     return {"loss": loss.float()} | {name: (weights.first_row(name), x) for name, x in found.items()}
+
+
+def stopped_in_a_layer(world, mesh, folder):
+    """Rank 1 stops itself when the gradients of layer 1 are added up; the others tell where they waited."""
+    with open(f"{folder}/stderr-{world.launch.rank}", "w") as file:
+        os.dup2(file.fileno(), 2)
+    decoder, axes = toy_decoder(), world.axes(mesh)
+    weights = Shards(decoder, decoder.parts, world=world, mesh=mesh, dtype=None)
+    if world.launch.rank == 1:
+        reduce, first = weights.reduce, decoder.blocks[1].q.weight.shape
+
+        def stop(total):
+            if world.progress.part == "layer 1" and total.shape == first:
+                time.sleep(0.5)  # some beats of the pulse
+                os.kill(os.getpid(), signal.SIGSTOP)
+            return reduce(total)
+
+        weights.reduce = stop
+    batch = toy_batch(((0, 31),))
+    engine = Engine(decoder, choice_of(decoder, group=2), tokens=31, scheme=SCHEMES["ring"](axes), weights=weights)
+    engine.forward_backward(batch, divisor=DIVISOR)

@@ -1,10 +1,12 @@
 """The engine over several ranks against autograd of the plain decoder on one: loss and every gradient."""
 
+import re
+
 import pytest
 import torch
-from engine_ranks import one_pass
+from engine_ranks import one_pass, stopped_in_a_layer
 from engine_toys import DIVISOR, adapt, plain_loss, toy_batch, toy_decoder
-from ranks import run_ranks
+from ranks import end_ranks, run_ranks, start_ranks
 
 from longspan.parallel.mesh import Mesh
 
@@ -99,3 +101,15 @@ def test_rows_and_tokens_over_one_mesh():
 def test_a_batch_with_fewer_tokens_than_ranks_is_refused():
     case = ({}, ((0, 2),), {"group": 2})
     assert run_ranks(3, one_pass, Mesh(ring=3), "ring", True, [case]) == [["engine.few-tokens"]] * 3
+
+
+def test_a_rank_that_stops_is_named_with_the_exchange_and_the_layer(tmp_path):
+    processes = start_ranks(2, stopped_in_a_layer, Mesh(ring=2), str(tmp_path), folder=tmp_path, deadline_seconds=4.0)
+    try:
+        processes[0][0].join(60)
+        told = (tmp_path / "stderr-0").read_text()
+        assert processes[0][0].exitcode == 75, told
+        waited = r"rank 0 waited in vain in (sum of|ring of) .*, backward of layer [01]: "
+        assert re.search(f"{waited}rank 1 is gone or stopped, last seen in .*, backward of layer 1 ", told), told
+    finally:
+        end_ranks(processes)

@@ -5,6 +5,7 @@ import signal
 import time
 
 import torch
+from torch import distributed
 
 from longspan.parallel.exchange import all_gather, all_reduce_, all_to_all, reduce_scatter, ring_step
 from longspan.parallel.mesh import AXES, Mesh
@@ -109,3 +110,66 @@ def step(name, axis, number):
         all_gather(x, axis, sizes=[4] * axis.size, dim=0, operation=operation).wait()
     else:
         all_to_all([x] * axis.size, axis, shapes=[(4,)] * axis.size, operation=operation).wait()
+
+
+class Reached:
+    """A place in the queue of a device that is not there: come to, or not, or after some time."""
+
+    def __init__(self, at=0.0):
+        self.at = time.monotonic() + at
+
+    def query(self):
+        return time.monotonic() >= self.at
+
+
+NEVER = float("inf")
+
+
+def queue(world, delays):
+    """From now on the device of this rank comes to each mark that many seconds after it was asked for."""
+    coming = iter(delays)
+    world.progress._mark = lambda: Reached(next(coming, 0.0))
+
+
+def synchronising(world, mesh, how, folder):
+    """One rank is lost; the others have given their device an exchange, and are in a sleep that nothing interrupts."""
+    axis, me = world.axes(mesh)["ring"], world.launch.rank
+    with open(f"{folder}/stderr-{me}", "w") as file:
+        os.dup2(file.fileno(), 2)
+    exchange(axis, "first", world)
+    if me == 1:
+        time.sleep(0.5)  # some beats of the pulse
+        lose(how)
+    queue(world, [0.0, NEVER])
+    world.progress.phase, world.progress.part = "backward", "layer 12"
+    with axis.within(axis.named("ring of keys, step 1"), waits=True):
+        pass
+    time.sleep(60)
+
+
+def exchange(axis, operation, world):
+    with axis.within(operation, waits=True):
+        axis.wait(distributed.all_reduce(torch.ones(1), group=axis.group, async_op=True))
+
+
+def gloo_waiting(world, mesh, how, folder):
+    """The same where the others wait in gloo, and may hear of the end of those that the watch has ended."""
+    with open(f"{folder}/stderr-{world.launch.rank}", "w") as file:
+        os.dup2(file.fileno(), 2)
+    code, what, _ = losing(world, mesh, how, "ring")
+    os.write(2, f"error: {what} [{code}]".encode())
+    os._exit(75)
+
+
+def computing(world, seconds):
+    """No rank exchanges for long: one is in Python, the other one's device computes before an exchange that it has."""
+    axis = world.axes(Mesh(ring=2))["ring"]
+    exchange(axis, "first", world)
+    if world.launch.rank == 1:
+        queue(world, [seconds, seconds])
+        with axis.within("second", waits=True):
+            pass
+    time.sleep(seconds)
+    exchange(axis, "third", world)
+    time.sleep(0.5)  # some beats of the watch
+    return world.progress.place.operation

@@ -10,7 +10,7 @@ from rank_functions import failing, losing
 from ranks import answer_of, end_ranks, run_ranks, start_ranks
 from torch import distributed
 
-from longspan.parallel.dist import ALONE, Launch, Pulse, _Sign, _verdict, join, launched
+from longspan.parallel.dist import ALONE, Launch, join, launched
 from longspan.parallel.mesh import Mesh
 from longspan.utils.errors import LongspanError
 
@@ -48,8 +48,7 @@ def test_a_rank_that_raises_is_told():
 GONE = "rank 1 is gone or stopped, last seen in"
 LOST = [
     (Mesh(ring=3), "killed", "ring", f"{GONE} ring 1"),
-    (Mesh(ring=3), "stopped", "gather", f"{GONE} gather 1"),
-    (Mesh(ring=2, ulysses=2), "stopped", "ring", f"{GONE} ring 1"),
+    (Mesh(ring=2, ulysses=2), "killed", "gather", f"{GONE} gather 1"),
     (Mesh(ring=2), "asleep", "exchange", "rank 1 is alive, but got no further than exchange 1"),
 ]
 
@@ -74,37 +73,9 @@ def test_a_lost_rank_ends_the_others_by_name():
                 assert seconds < 3 * deadline
 
 
-def test_who_is_behind():
-    before = {1: _Sign(4, 9, "a"), 2: _Sign(7, 8, "b"), 3: _Sign(5, 8, "c")}
-    after = {1: _Sign(5, 9, "a"), 2: _Sign(8, 8, "b"), 3: _Sign(6, 8, "c")}
-    assert _verdict(before, after) == (
-        "rank 2 is alive, but got no further than b; rank 3 is alive, but got no further than c"
-    )
-    assert _verdict(before, {**after, 2: _Sign(-1, 8, "b")}) == "rank 2 left before, after b"
-    assert _verdict(after, {**after, 1: _Sign(6, 9, "a")}) == (
-        "rank 2 is gone or stopped, last seen in b; rank 3 is gone or stopped, last seen in c"
-    )
-
-
 def test_an_axis_of_one_tells_too():
     with pytest.raises(LongspanError, match="rank 0 waited in vain in a test: a rank is lost"), ALONE.within("a test"):
         raise RuntimeError("gone")
-
-
-class GoneStore:
-    def check(self, keys):
-        raise RuntimeError("Broken pipe\nmore")
-
-    def set(self, key, value):
-        raise RuntimeError("Broken pipe")
-
-
-def test_without_signs_and_without_a_store():
-    pulse = Pulse(distributed.HashStore(), Launch(rank=0, ranks=2), beat_seconds=0.01)
-    assert pulse.culprits() == "rank 1 is gone or stopped, last seen in start"
-    pulse._store = GoneStore()
-    assert pulse.culprits() == "the store of the ranks is gone, and with it rank 0 or the launcher (Broken pipe)"
-    pulse.stop()
 
 
 def test_a_full_memory_is_no_lost_rank():
