@@ -18,9 +18,17 @@ if TYPE_CHECKING:
     from longspan.records import StepMetrics
 
 OK, MISTAKE, BUG, STORAGE, AGAIN = 0, 2, 70, 74, 75
-SPREAD_VERBS = ("run", "train")  # work on all ranks
+SPREAD_VERBS = ("run", "train", "verify")  # work on all ranks
+LOST = "parallel.lost"  # a rank that is gone: the same command goes on
 TOLD: dict[str, Any] = {"status": "told"}  # by another process, which has the answer
-RECIPE_VERBS = ("run", "train", "eval", "export", "report")  # take a recipe and overrides, and a help of their own
+RECIPE_VERBS = (
+    "run",
+    "train",
+    "verify",
+    "eval",
+    "export",
+    "report",
+)  # take a recipe and overrides, and a help of their own
 
 HELP = """\
 usage: longspan VERB [ARGUMENTS] [--json]
@@ -29,6 +37,7 @@ longspan takes a language model that was trained on a short context and gives ba
 
   run RECIPE [OVERRIDES]            the whole job: prepare, evaluate, train, evaluate, export, report
   train RECIPE [OVERRIDES]          prepare the data and train
+  verify RECIPE [OVERRIDES]         compare the loss and gradients of the recipe's meshes with one rank, on a slice
   eval RECIPE [WHEN] [OVERRIDES]    evaluate the model `before` or `after` training (after, unless told)
   export RECIPE [OVERRIDES]         write the trained model as a Hugging Face folder and check it
   report RECIPE [OVERRIDES]         write the page and the summary from what is there
@@ -88,7 +97,7 @@ def _guarded(verb: str, words: list[str], *, as_json: bool) -> tuple[int, dict[s
 
 def _told(error: LongspanError) -> tuple[int, dict[str, Any]]:
     _show_error(error)
-    status = STORAGE if isinstance(error, StorageError) else MISTAKE
+    status = STORAGE if isinstance(error, StorageError) else AGAIN if error.code == LOST else MISTAKE
     told = {"code": error.code, "what": error.what, "where": error.where, "fix": error.fix}
     return status, {"status": "error", **told}
 
@@ -370,7 +379,7 @@ class Screen:
 
     def tell(self, text: str) -> None:
         """Show a line."""
-        self._console.print(text, markup=False)
+        self._console.print(text, markup=False, soft_wrap=True)
 
     def warn(self, text: str) -> None:
         """Show a warning."""

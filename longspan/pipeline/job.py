@@ -88,6 +88,10 @@ class Job:
         assert self.world is not None, "only ranks that follow listen"
         return self.world.hear(topic, poll=self.poll)
 
+    def meet(self, topic: str) -> None:
+        """The ranks that follow go no further before the one that leads has come here."""
+        self.say(topic, "go") if self.leads else self.hear(topic)
+
     def poll(self) -> None:
         """Raise `Interrupted` when the run was asked to stop."""
         if self.stop():

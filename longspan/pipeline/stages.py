@@ -27,6 +27,7 @@ from longspan.pipeline.proof import SAMPLE_TOKENS, can_prove, logit_differences,
 from longspan.pipeline.recipe import Recipe
 from longspan.pipeline.rundir import versions
 from longspan.pipeline.training import train_here
+from longspan.pipeline.verify import verify_here
 from longspan.records import Evaluation
 from longspan.report.heatmap import heatmaps_svg
 from longspan.report.page import ReportData, write_report
@@ -73,6 +74,21 @@ def train(recipe: Recipe, *, observer: Observer = SILENT, stop: Stop = never) ->
             "tokens": last.tokens,
             "loss": loss if math.isfinite(loss) else None,  # JSON has no word for NaN
         }
+
+
+def verify(recipe: Recipe, *, observer: Observer = SILENT, stop: Stop = never) -> dict[str, Any]:
+    """Compare the meshes of the recipe with one rank on a slice of its model and data. Raises as `run` does.
+
+    Raises `LongspanError` (`verify.differs`) when one does not compute the same.
+    """
+    with Job.opened(recipe, observer=observer, stop=stop) as job:
+        if job.leads:
+            _prepare(job)
+        job.meet("verify")
+        tables = verify_here(job, _rows(job))
+        for table in tables:
+            job.observer.tell(table)
+        return {"run": str(job.folder.path), "compared": len(tables)}
 
 
 def evaluate(recipe: Recipe, when: str, *, observer: Observer = SILENT, stop: Stop = never) -> dict[str, Any]:

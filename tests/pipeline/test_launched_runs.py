@@ -8,15 +8,21 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from longspan import cli
 from longspan.parallel.mesh import Mesh
+from longspan.pipeline import stages, verify
+from longspan.pipeline.job import Job
 from longspan.pipeline.launch import local_ranks
 from longspan.pipeline.meshes import meshes
+from longspan.pipeline.observer import SILENT, never
+from longspan.pipeline.parity import Bounds, Comparison, Verdict
 from longspan.pipeline.recipe import Recipe
-from longspan.utils.errors import ConfigError
+from longspan.utils.errors import ConfigError, LongspanError
 
 ENDING_SECONDS = 120
 
@@ -77,6 +83,31 @@ def test_a_killed_rank_ends_the_run_and_is_named(micro: Path) -> None:
     _, told = process.communicate(timeout=ENDING_SECONDS)
     assert process.returncode not in (cli.OK, cli.BUG), told
     assert re.search(r"rank 1 (was ended by SIGKILL|is gone or stopped)", told), told
+
+
+def test_meshes_are_verified_before_money_is_spent(micro: Path) -> None:
+    done = subprocess.run(command("verify", spread(micro), "--json"), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["compared"] == 4, "two meshes, each with and without a rank that has no target"
+    assert "mesh shard 2, three documents: equal" in done.stderr
+    assert "mesh ulysses 2, one rank without a target: equal" in done.stderr
+
+
+def test_one_rank_has_nothing_to_verify(micro: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["verify", str(micro)]) == cli.MISTAKE
+    assert "verify.one-rank" in capsys.readouterr().err
+
+
+def test_a_mesh_that_differs_fails_with_its_table(micro: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = Comparison(case="planted", loss=2.0, mesh_loss=3.0, bounds=Bounds(1e-6, 1e-5), gradients=())
+    monkeypatch.setattr(verify, "compare_mesh", lambda *_, **__: Verdict(False, (found,)))
+    monkeypatch.setattr(verify, "scheme_of", lambda *_: None)
+    with Job.opened(Recipe.read(micro), observer=SILENT, stop=never) as job:
+        stages._prepare(job)
+        object.__setattr__(job, "world", SimpleNamespace(device=torch.device("cpu")))
+        with pytest.raises(LongspanError, match=r"(?s)planted: NOT equal.*off by 5.0e-01") as caught:
+            verify.verify_here(job, stages._rows(job))
+    assert caught.value.code == "verify.differs"
 
 
 def test_ranks_that_a_recipe_asks_for(micro: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from longspan.engine.anchors import anchor_keys
 from longspan.engine.settings import EngineChoice
 from longspan.model.decoder import Decoder
 from longspan.parallel import exchange, weights
-from longspan.pipeline.verifying import compare_mesh, odd_batch
+from longspan.pipeline.parity import compare_mesh, odd_batch
 from longspan.rope.frequencies import Frequencies
 from longspan.shape import ModelShape
 

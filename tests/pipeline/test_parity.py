@@ -10,7 +10,7 @@ from verify_ranks import LAYERS, batch, decoder, verified
 
 from longspan.engine.step import forward_backward
 from longspan.parallel.mesh import Mesh
-from longspan.pipeline.verifying import (
+from longspan.pipeline.parity import (
     BOUNDS,
     Bounds,
     Comparison,
