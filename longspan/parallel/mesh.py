@@ -6,6 +6,7 @@ from typing import Literal
 
 from longspan.utils.errors import ConfigError
 
+Across = Literal["ring", "gather"]
 AXES = ("replicate", "shard", "ring", "ulysses")  # the last is the innermost: neighbours of one node
 
 
@@ -21,7 +22,7 @@ class Mesh:
     shard: int = 1
     ring: int = 1
     ulysses: int = 1
-    across: Literal["ring", "gather"] = "ring"
+    across: Across = "ring"
 
     def __post_init__(self) -> None:
         for name, size in zip(AXES, self.sizes, strict=True):

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from longspan.config import Settings
-from longspan.parallel.mesh import Mesh
+from longspan.parallel.mesh import Across, Mesh
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -22,7 +22,7 @@ class MeshSettings(Settings):
     shard: Count = 1
     ring: Count = 1
     ulysses: Count = 1
-    across: Literal["ring", "gather"] = "ring"
+    across: Across = "ring"
 
     @property
     def mesh(self) -> Mesh:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from longspan.parallel.mesh import Mesh
+from longspan.parallel.mesh import Across, Mesh
 from longspan.utils.errors import ConfigError
 
 TIMES = (2, 3, 4, 6, 8, 16, 32, 64)  # as many ranks, among which a refusal looks for enough
@@ -25,8 +25,8 @@ def choose_mesh(
 
     `fits(local_tokens)` tells whether one rank can hold so many tokens of a row; what fits must fit when it is less.
     Ranks of one row are on the `ulysses` axis as far as query heads divide and a node reaches, and on `ring` beyond.
-    The ring does no windows: where one hides keys, all are on `ulysses`, over nodes too. Rows of a step are spread
-    evenly over `shard`. Raises `ConfigError` (`parallel.auto`) with what would help when no mesh does.
+    The ring does no windows: where one hides keys, `across` is `gather`. Rows of a step are spread evenly over `shard`.
+    Raises `ConfigError` (`parallel.auto`) with what would help when no mesh does.
     """
     need = _Need(ranks_per_node, length, heads, _hides(windows, length), functools.cache(fits))
     for context in _divisors(ranks):
@@ -42,15 +42,12 @@ class _Need:
     ranks_per_node: int
     length: int
     heads: int
-    window: bool
     fits: Callable[[int], bool]
 
     def ulysses(self, ranks: int, context: int) -> int:
         """Ranks on the inner axis when so many share a row; 0 if they cannot."""
         if not self.enough(context) or not self.fits(self.share(context)):
             return 0
-        if self.window:
-            return context if self.heads % context == 0 else 0
         # Groups whose size divides both begin and end inside one node.
         return math.gcd(context, self.heads, math.gcd(ranks, self.ranks_per_node))
 
@@ -63,19 +60,12 @@ class _Need:
         return context == 1 or self.length >= 2 * context
 
 
-def _hides(windows: Sequence[int | None], length: int) -> bool:
-    return any(window is not None and window < length for window in windows)
-
-
 def _refusal(need: _Need, *, ranks: int, rows_per_step: int) -> ConfigError:
     """Why no mesh does, by its first cause."""
     share = need.share(ranks)
     if not need.enough(ranks) and need.fits(share):
         what = f"rows of {need.length:,} tokens are too short to be shared by {ranks} ranks"
         fixes = [f"a step of a multiple of {ranks} rows, so that every rank has its own"]
-    elif need.fits(share):
-        what = f"a ring does no windows, and {need.heads} query heads do not divide among {ranks} ranks of a row"
-        fixes = ["name a mesh by hand and take the scheme gather, or grid with gather across"]
     else:
         what = f"a row of {need.length:,} tokens does not fit: on {ranks} ranks each would hold {share:,} of them"
         fixes = ["shorter rows, LoRA, or an engine that keeps less"]

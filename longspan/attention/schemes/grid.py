@@ -1,7 +1,6 @@
 """Grid: Ulysses inside a node, ring or gather across nodes."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor
@@ -14,6 +13,7 @@ from longspan.attention.schemes.local import ONE_DEVICE, Local
 from longspan.attention.schemes.ring import Ring
 from longspan.attention.schemes.ulysses import Ulysses
 from longspan.parallel.dist import ALONE, Axis
+from longspan.parallel.mesh import Across
 
 ACROSS: dict[str, type[Ring] | type[Gather]] = {"ring": Ring, "gather": Gather}
 
@@ -28,7 +28,7 @@ class Grid(Scheme):
 
     ring: Axis = ALONE
     ulysses: Axis = ALONE
-    across: Literal["ring", "gather"] = "ring"
+    across: Across = "ring"
     local: Local = ONE_DEVICE
     kv_width: int | None = None
     query_width: int | None = None
