@@ -28,10 +28,13 @@ def choose_mesh(
     The ring does no windows: where one hides keys, `across` is `gather`. Rows of a step are spread evenly over `shard`.
     Raises `ConfigError` (`parallel.auto`) with what would help when no mesh does.
     """
-    need = _Need(ranks_per_node, length, heads, _hides(windows, length), functools.cache(fits))
+    need = _Need(ranks_per_node, length, heads, functools.cache(fits))
     for context in _divisors(ranks):
         if rows_per_step % (ranks // context) == 0 and (ulysses := need.ulysses(ranks, context)):
-            return Mesh(shard=ranks // context, ring=context // ulysses, ulysses=ulysses)
+            ring = context // ulysses
+            hidden = any(window is not None and window < length for window in windows)
+            across: Across = "gather" if ring > 1 and hidden else "ring"
+            return Mesh(shard=ranks // context, ring=ring, ulysses=ulysses, across=across)
     raise _refusal(need, ranks=ranks, rows_per_step=rows_per_step)
 
 
