@@ -2,6 +2,18 @@
 
 from longspan.probes._assemble import Branch, Context, evaluation_context, training_row
 from longspan.probes._words import Split
-from longspan.probes.base import Encode, Item, Probe
+from longspan.probes.base import Encode, FilledProbe, Item, PlantedProbe, Probe, WovenProbe
 
-__all__ = ["Branch", "Context", "Encode", "Item", "Probe", "Split", "evaluation_context", "training_row"]
+__all__ = [
+    "Branch",
+    "Context",
+    "Encode",
+    "FilledProbe",
+    "Item",
+    "PlantedProbe",
+    "Probe",
+    "Split",
+    "WovenProbe",
+    "evaluation_context",
+    "training_row",
+]
