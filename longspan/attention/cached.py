@@ -1,4 +1,4 @@
-"""Attention of some queries over keys that are kept: every part comes with its log-sum-exp, so that parts can be merged.
+"""Attention of some queries over kept keys: every part comes with its log-sum-exp, so that parts can be merged.
 
 A question after a context sees the keys of the context, which all questions share, and its own: two calls and a merge
 (`longspan.attention.online`). Where the context lies on several ranks, each makes its call and the merge goes on.
@@ -55,14 +55,14 @@ def pieces_for(rows: Float[Tensor, "g n d"], keys: int) -> int:
 
 def _pieces(kernel: Kernel, rows: Tensor, k: Tensor, v: Tensor, *, count: int) -> tuple[Tensor, Tensor]:
     """`[count, g, n, d]` and `[count, g, n]`: each piece of the keys is a row of a batch."""
-    keys, values = (x.unflatten(1, (count, -1)).transpose(0, 1) for x in (k, v))
+    keys, values = (x.view(len(x), count, -1, x.shape[2]).transpose(0, 1) for x in (k, v))
     return kernel.forward(rows.expand(count, *rows.shape), keys, values, causal=False)
 
 
 def merge_all(
-    o: Float[Tensor, "c *rows d"], lse: Float[Tensor, "c *rows"]
-) -> tuple[Float[Tensor, "*rows d"], Float[Tensor, "*rows"]]:
-    """Attention over the union of c sets of keys, formed in the type of `lse`; at least one set has keys."""
+    o: Float[Tensor, "sets g n d"], lse: Float[Tensor, "sets g n"]
+) -> tuple[Float[Tensor, "g n d"], Float[Tensor, "g n"]]:
+    """Attention over the union of some sets of keys, formed in the type of `lse`; at least one set has keys."""
     total = lse.logsumexp(0)
     return (o.to(lse.dtype) * (lse - total).exp()[..., None]).sum(0), total
 

@@ -1,4 +1,4 @@
-"""Keys and values of one context in every layer: on the device, or in page-locked host memory, fetched layer by layer."""
+"""Keys and values of one context in every layer, on the device or in page-locked host memory."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ def kept_bytes(shape: ModelShape, tokens: int, dtype: torch.dtype, *, codes: boo
 
 
 class Kept:
-    """The rotated keys and the values `[g, S, d]` of every layer. Filled from the bottom up, then read as often as wanted.
+    """The rotated keys and the values `[g, S, d]` of every layer, filled from the bottom up, then read at will.
 
     Keys and values on the device are computed in place; others pass through `k` and `v`, buffers of `[g, S, d]`.
     """
@@ -84,8 +84,8 @@ class Kept:
             reader = following
             if layer + 1 < len(self._slots):
                 following = self._store.read_heads(heads, *self._slots[layer + 1]).start()
-            for keys, values in reader:
-                yield keys, values
+            for pair in reader:
+                yield pair[0], pair[1]
 
     def close(self) -> None:
         """Put it away; its memory may be given to another context."""
@@ -93,7 +93,7 @@ class Kept:
 
 
 def place_of(keep: Keep, shape: ModelShape, tokens: int, *, dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether keys and values go to the host: as told, or because the device has no room for them and for the work."""
+    """Whether keys and values go to the host: as told, or because the device has no room for all."""
     if keep.place != "auto" or device.type != "cuda":
         return keep.place == "host"
     free_bytes = torch.cuda.mem_get_info(device)[0]
@@ -102,11 +102,10 @@ def place_of(keep: Keep, shape: ModelShape, tokens: int, *, dtype: torch.dtype, 
 
 
 def work_bytes(shape: ModelShape, tokens: int, dtype: torch.dtype) -> int:
-    """Device memory that a forward pass takes beside the weights and the kept keys, with a fifth more for what is brief.
+    """Device memory of a forward pass beside weights and kept keys, with a fifth more for what is brief.
 
     Residual stream, queries, outputs of one kernel call, keys and values on their way, angles.
     """
     numbers = shape.width + 2 * shape.heads * shape.head_dim + 4 * shape.kv_heads * shape.head_dim
     angles_bytes = shape.head_dim * 32
     return int(1.2 * tokens * (numbers * dtype.itemsize + angles_bytes)) + 2**31
-

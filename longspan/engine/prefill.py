@@ -1,8 +1,8 @@
 """Long forward passes by hand, without gradients: a context into kept keys and values, questions that branch from it.
 
-A context goes through the blocks one after another, whole, as in training (`longspan.engine.block`): so it is read at the
-engine's speed, and each layer's keys and values are complete before the next begins and may leave the device. Questions
-then go through the blocks side by side, each seeing the context and itself.
+A context goes through the blocks one after another, whole, as in training (`longspan.engine.block`): so it is read at
+the engine's speed, and each layer's keys and values are complete before the next begins and may leave the device.
+Questions then go through the blocks side by side, each seeing the context and itself.
 """
 
 from collections.abc import Iterator, Sequence
@@ -72,7 +72,9 @@ class Prefill:
         for rows, wanted in zip(torch.split(x, LOGIT_ROWS), torch.split(tokens[1:], LOGIT_ROWS), strict=True):
             logits = self._head(rows)
             scale = torch.zeros(len(rows), dtype=torch.promote_types(logits.dtype, torch.float32), device=rows.device)
-            losses.append(pointwise.cross_entropy_(logits, wanted, scale))  # no gradient is asked for: the scale is zero
+            losses.append(
+                pointwise.cross_entropy_(logits, wanted, scale)
+            )  # no gradient is asked for: the scale is zero
         return torch.cat(losses).float()
 
     @torch.no_grad()
@@ -150,8 +152,8 @@ class Prefill:
 class AfterContext(Scheme):
     """Attention of questions laid side by side: each sees the kept context and itself, none sees another.
 
-    `at [B, n]` says where in its own question each token stands, always before `reach`. `own_k` and `own_v [B, g, room, d]` keep the questions'
-    own keys and values in this layer, and are written here.
+    `at [B, n]` says where in its own question each token stands, always before `reach`. `own_k` and `own_v
+    [B, g, room, d]` keep the questions' own keys and values in this layer, and are written here.
     """
 
     context: tuple[Tensor, Tensor]
@@ -173,11 +175,11 @@ class AfterContext(Scheme):
         count, width = self.at.shape
         rows = torch.arange(count, device=q.device)[:, None]
         for own, new in ((self.own_k, k), (self.own_v, v)):
-            own.transpose(1, 2)[rows, self.at] = new.unflatten(1, (count, width)).permute(1, 2, 0, 3)
+            own.transpose(1, 2)[rows, self.at] = new.view(len(new), count, width, -1).permute(1, 2, 0, 3)
         reach = self.reach
         away = self.at[..., None] - torch.arange(reach, device=q.device)
         seen = (away >= 0) & (away < (reach if window is None else window))
-        queries = q.unflatten(1, (count, width)).transpose(0, 1)
+        queries = q.view(len(q), count, width, -1).transpose(0, 1)
         found = masked(queries, self.own_k[:, :, :reach], self.own_v[:, :, :reach], seen)
         o, lse = (x.transpose(0, 1).flatten(1, 2) for x in found)
         other = self._over_context(q, window)
@@ -222,7 +224,9 @@ class Branches:
         padded = torch.tensor([[*text, *[0] * (width - len(text))] for text in texts], device=device)
         at = self.lengths[:, None] + torch.arange(width, device=device)
         at = at.clamp_max(self.room_tokens)
-        store = Store(device, tokens=padded.numel(), tile_tokens=min(TILE_TOKENS, padded.numel()), host=HostMemory(device))
+        store = Store(
+            device, tokens=padded.numel(), tile_tokens=min(TILE_TOKENS, padded.numel()), host=HostMemory(device)
+        )
         self._reach = min(self._reach + width, self.room_tokens + 1)
         tokens, positions = padded.flatten(), (self._kept.length + at).flatten()
         x = self._prefill.embedded(tokens, store)
@@ -234,6 +238,5 @@ class Branches:
             own = replace(work, scheme=scheme, groups=whole)
             self._prefill.block(BlockPass(block, own, dtype=self._prefill.dtype), x, own)
         self.lengths += torch.tensor(counts, device=device)
-        rows = x.unflatten(0, padded.shape)
+        rows = x.view(*padded.shape, -1)
         return [row[:count] for row, count in zip(rows, counts, strict=True)]
-

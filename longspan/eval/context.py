@@ -146,7 +146,8 @@ class KeptContext:
             right.append(logits.argmax(-1) == tokens)
             logprob.append(logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0])
         sizes = [len(answer) for answer in gold]
-        hits, sums = torch.cat(right).cpu().split(sizes), torch.cat(logprob).double().cpu().split(sizes)
+        hits = torch.split(torch.cat(right).cpu(), sizes)
+        sums = torch.split(torch.cat(logprob).double().cpu(), sizes)
         return [Score(hit=bool(hit.all()), logprob=float(s.sum())) for hit, s in zip(hits, sums, strict=True)]
 
     def _refuse_longer(self, tokens: int) -> None:

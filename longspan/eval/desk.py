@@ -1,36 +1,54 @@
 """What every task works with: the model as a reader, the held-out text, the rows that exist, the wish to stop."""
 
-import hashlib
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from longspan.eval.rows import Row, Rows, key_of
+from longspan.eval.rows import Row, Rows, ids_sha256, key_of
 from longspan.eval.text import Documents, Ids
 from longspan.probes import Branch, Context, Encode
 from longspan.utils.errors import Interrupted
 
+Decode = Callable[[Sequence[int]], str]
+
+
+class Asked(Protocol):
+    """A question and its gold answer, as ids; `probes.Branch` is one."""
+
+    @property
+    def question(self) -> Sequence[int]:
+        """What follows the context."""
+
+    @property
+    def answer(self) -> Sequence[int]:
+        """What should follow the question."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """How one gold answer fared: `hit` when greedy decoding gives it exactly; `logprob` of all its tokens, in nats."""
+    """How one gold answer fared: `hit` when greedy decoding gives it exactly; `logprob` of all its tokens, in nats.
+
+    A reader that cannot see probabilities leaves `logprob` out.
+    """
 
     hit: bool
-    logprob: float
+    logprob: float | None
 
 
 class Reading(Protocol):
     """A context that has been read once and may be asked many times; no question sees another."""
 
-    def score(self, question: Sequence[int], answer: Sequence[int]) -> Score:
-        """Teacher-forced score of the gold `answer` after `question`."""
+    def score(self, asked: Sequence[Asked]) -> list[Score]:
+        """Teacher-forced score of each gold answer after its question."""
 
-    def generate(self, question: Sequence[int], *, max_new_tokens: int, stop_ids: Sequence[int] = ()) -> list[int]:
-        """The greedy continuation of `question`."""
+    def generate(
+        self, questions: Sequence[Sequence[int]], *, max_new_tokens: int, stop_ids: Sequence[int] = ()
+    ) -> list[list[int]]:
+        """The greedy continuation of each question."""
 
 
 class Reader(Protocol):
@@ -45,18 +63,20 @@ class Reader(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Material:
-    """What contexts are made of: held-out text, the tokenizer, the seed."""
+    """What contexts are made of: held-out text, the tokenizer, the seed. `text_id` is a hash of the text's tokens."""
 
     documents: Documents
     encode: Encode
+    decode: Decode
     seed: int
+    text_id: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Desk:
     """One evaluation at work. `model_id` names weights, positions and number format in the keys of rows.
 
-    `stop` is polled before every context; `advance` is told the tokens of each finished one.
+    `facts` stand in every row. `stop` is polled before every context; `advance` is told the tokens of each.
     """
 
     reader: Reader
@@ -65,6 +85,7 @@ class Desk:
     model_id: str
     stop: Callable[[], bool]
     advance: Callable[[int], None]
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     def poll(self) -> None:
         """Raise `Interrupted` when the run should stop; every row so far is on disk."""
@@ -73,15 +94,15 @@ class Desk:
 
     def key(self, task: str, tokens: Ids, branch: Branch | None = None) -> str:
         """The key of a row: the model, the very tokens it reads, and the question if there is one."""
-        text = hashlib.sha256(tokens.astype("<i8").tobytes()).hexdigest()
         asked = None if branch is None else [branch.question, branch.answer]
-        return key_of(self.model_id, task, text, asked)
+        return key_of(self.model_id, task, ids_sha256(tokens), asked)
 
-    def ask(self, context: Context, *, task: str, length: int, cluster: str) -> list[Row]:
+    def ask(self, context: Context, *, task: str, length: int, cluster: str, spec: Mapping[str, Any]) -> list[Row]:
         """One row a branch of `context`, in order; branches that have a row are not run again.
 
         `length` counts the context and its longest branch. `cluster` names the context: its branches are not
-        independent trials. The row's `seconds` include an equal share of reading the context.
+        independent trials. `spec` is what builds the context again. The row's `seconds` are an equal share of reading
+        the context and of all its questions, which go through the model together.
         """
         keys = [self.key(task, context.tokens, branch) for branch in context.branches]
         missing = [(key, branch) for key, branch in zip(keys, context.branches, strict=True) if not self.rows.get(key)]
@@ -89,20 +110,42 @@ class Desk:
             self.poll()
             start = time.monotonic()
             reading = self.reader.read(context.tokens, room_tokens=length - len(context.tokens))
-            share = (time.monotonic() - start) / len(missing)
-            for key, branch in missing:
-                start = time.monotonic()
-                name = {"key": key, "task": task, "model": self.model_id, "length": length, "cluster": cluster}
-                answered = _answered(reading, branch)
-                self.rows.append({**name, **answered, "seconds": share + time.monotonic() - start})
+            read_seconds = time.monotonic() - start
+            answered = _answered(reading, [branch for _, branch in missing], self.material.decode)
+            shared = {
+                "task": task,
+                "model": self.model_id,
+                "length": length,
+                "cluster": cluster,
+                "context": ids_sha256(context.tokens),
+                "spec": {**spec, "seed": self.material.seed, "text": self.material.text_id},
+                **self.facts,
+                "read_seconds": read_seconds / len(missing),
+                "seconds": (time.monotonic() - start) / len(missing),
+            }
+            for (key, _), found in zip(missing, answered, strict=True):
+                self.rows.append({"key": key, **shared, **found})
         self.advance(length)
         return [row for key in keys if (row := self.rows.get(key)) is not None]
 
 
-def _answered(reading: Reading, branch: Branch) -> Row:
-    score = reading.score(branch.question, branch.answer)
-    # After a first wrong token teacher forcing no longer shows what the model would say, so a miss is decoded.
-    said = branch.answer if score.hit else reading.generate(branch.question, max_new_tokens=len(branch.answer))
+def _answered(reading: Reading, branches: Sequence[Branch], decode: Decode) -> list[Row]:
+    scores = reading.score(branches)
+    # After a first wrong token teacher forcing no longer shows what the model would say, so misses are decoded.
+    said: list[Sequence[int]] = [branch.answer for branch in branches]
+    missed = [index for index, score in enumerate(scores) if not score.hit]
+    for size in sorted({len(branches[index].answer) for index in missed}):
+        some = [index for index in missed if len(branches[index].answer) == size]
+        found = reading.generate([branches[index].question for index in some], max_new_tokens=size)
+        for index, tokens in zip(some, found, strict=True):
+            said[index] = tokens
+    return [_row(*parts, decode) for parts in zip(branches, scores, said, strict=True)]
+
+
+def _row(branch: Branch, score: Score, said: Sequence[int], decode: Decode) -> Row:
+    prediction = decode(said)
+    wanted = [part for part in branch.item.wanted if part]
+    share = sum(part in prediction for part in wanted) / len(wanted) if wanted else 0.0
     return {
         "depth": branch.depth,
         "offset_tokens": branch.offset_tokens,
@@ -110,6 +153,8 @@ def _answered(reading: Reading, branch: Branch) -> Row:
         "gold": branch.item.answer,
         "gold_tokens": list(branch.answer),
         "predicted_tokens": list(said),
+        "prediction": prediction,
         "hit": score.hit,
+        "score": 1.0 if score.hit else share,
         "logprob": score.logprob,
     }

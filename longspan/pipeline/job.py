@@ -333,8 +333,12 @@ class Job:
 
     @property
     def _eval_inputs(self) -> dict[str, Any]:
-        held_out, seed = _content(self.stores().held_out), self.recipe.seed
-        return {"eval": self.recipe.plain()["eval"], "held_out": held_out, "seed": seed}
+        return {"eval": self.recipe.plain()["eval"], "held_out": self.held_out_sha256, "seed": self.recipe.seed}
+
+    @property
+    def held_out_sha256(self) -> str:
+        """Hash of the tokens that evaluation reads, and of their tokenizer."""
+        return _content(self.stores().held_out)
 
     @property
     def export_inputs(self) -> dict[str, Any]:

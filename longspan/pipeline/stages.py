@@ -195,7 +195,14 @@ def _material(job: Job) -> Material:
             where="recipe: data.held_out",
             fix='name documents to hold out, such as held_out = ["*.txt"], or set held_out_share',
         )
-    return Material(documents=documents, encode=plain_encode(job.tokenizer()), seed=job.recipe.seed)
+    tokenizer = job.tokenizer()
+    return Material(
+        documents=documents,
+        encode=plain_encode(tokenizer),
+        decode=lambda ids: tokenizer.decode(list(ids), skip_special_tokens=False),
+        seed=job.recipe.seed,
+        text_id=job.held_out_sha256,
+    )
 
 
 def _evaluate(job: Job, when: str) -> None:

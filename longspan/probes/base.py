@@ -83,7 +83,7 @@ class FilledProbe(Probe):
 
 @dataclass(frozen=True, kw_only=True)
 class Woven:
-    """A text rearranged: its ids, a question and its answer, which follow it; `at` is where in `text` the answer lies."""
+    """A text rearranged, a question and its answer, which follow it; `at` is where in `text` the answer lies."""
 
     text: Ids
     question: tuple[int, ...]

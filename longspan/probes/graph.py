@@ -1,5 +1,6 @@
 """Graph walks: edges of a graph all over the text, and the place that a walk ends at. The idea of GraphWalks."""
 
+import itertools
 import random
 from typing import Literal
 
@@ -23,7 +24,7 @@ class Graph(PlantedProbe):
         found = []
         for start in range(0, count * each, each):
             walk, others = places[start : start + self.hops + 1], places[start + self.hops + 1 : start + each]
-            roads = [_road(a, b) for a, b in zip(walk, walk[1:], strict=False)]
+            roads = [_road(a, b) for a, b in itertools.pairwise(walk)]
             roads += [_road(a, b) for a, b in zip(others[::2], others[1::2], strict=True)]
             steps = f"{self.hops} road{'s' * (self.hops > 1)}"
             found.append(

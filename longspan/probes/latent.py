@@ -1,4 +1,4 @@
-"""Latent association: question and line share no content word, only what one knows of the world. After NoLiMa's idea."""
+"""Latent association: question and line share only what one knows of the world. After the idea of NoLiMa."""
 
 import random
 from functools import cache

@@ -1,5 +1,6 @@
 """Long identifiers that point at long identifiers: every digit must be copied right."""
 
+import itertools
 import random
 from typing import Literal
 
@@ -18,7 +19,7 @@ class Uuid(PlantedProbe):
     def items(self, count: int, *, rng: random.Random, split: Split) -> list[Item]:
         """`count` pairs with different keys and different values."""
         drawn = strings(2 * count, alphabet=HEX, length=32, rng=rng, split=split)
-        ids = ["-".join(text[a:b] for a, b in zip(BORDERS, BORDERS[1:], strict=False)) for text in drawn]
+        ids = ["-".join(text[a:b] for a, b in itertools.pairwise(BORDERS)) for text in drawn]
         return [
             Item(line=f"The value of {key} is {value}.", question=f"\nThe value of {key} is", answer=f" {value}")
             for key, value in zip(ids[:count], ids[count:], strict=True)

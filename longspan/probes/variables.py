@@ -1,5 +1,6 @@
 """Variable tracking: a value that is handed on from name to name. The idea of RULER's vt task."""
 
+import itertools
 import random
 import string
 from typing import Literal
@@ -29,7 +30,7 @@ class Variables(PlantedProbe):
                     line=f"VAR {chain[0]} = {value}",
                     question=f"\nThe variables with the value {value} are",
                     answer=f" {' '.join(chain)}",
-                    after=tuple(f"VAR {b} = VAR {a}" for a, b in zip(chain, chain[1:], strict=False)),
+                    after=tuple(f"VAR {b} = VAR {a}" for a, b in itertools.pairwise(chain)),
                     parts=tuple(chain),
                 )
             )

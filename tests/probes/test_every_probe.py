@@ -1,4 +1,4 @@
-"""Every probe of the folder: a reader of the text finds each answer, lengths are exact, the two splits share nothing."""
+"""Every probe of the folder: a reader of the text finds each answer, lengths are exact, the splits share nothing."""
 
 import random
 import re

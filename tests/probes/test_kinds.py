@@ -12,15 +12,14 @@ from longspan.probes.key_value import KeyValue
 from longspan.probes.needle import Needle
 from longspan.utils.errors import DataError
 
+
 def probe_of(kind: str) -> PlantedProbe:
     probe = kind_class("longspan.probes", kind)()
     assert isinstance(probe, PlantedProbe)
     return probe
 
 
-KINDS = [
-    kind for kind in kinds("longspan.probes") if issubclass(kind_class("longspan.probes", kind), PlantedProbe)
-]
+KINDS = [kind for kind in kinds("longspan.probes") if issubclass(kind_class("longspan.probes", kind), PlantedProbe)]
 
 
 def test_the_folder_holds_the_three_first_kinds():

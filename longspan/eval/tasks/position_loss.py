@@ -1,16 +1,17 @@
 """Loss by position: how well the same held-out text is predicted with little and with much text before it."""
 
 import time
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
 
 from longspan.eval.desk import Desk, Material
-from longspan.eval.rows import Row
+from longspan.eval.rows import Row, ids_sha256
 from longspan.eval.tasks.base import Findings, Task
 from longspan.eval.text import Documents, Ids, text_lengths
+from longspan.probes import Context
 from longspan.records import PositionBin
 from longspan.utils.errors import DataError
 
@@ -67,6 +68,10 @@ class PositionLoss(Task):
         )
         return Findings(bins=bins, rows=tuple(rows))
 
+    def rebuild(self, material: Material, place: Mapping[str, Any]) -> Context:
+        """The longest window at this place."""
+        return Context(tokens=material.documents.read(place["document"], place["start"], self.length), branches=())
+
     @property
     def _place_tokens(self) -> int:
         return sum(stop - start for _, start, stop, _ in self._cuts())
@@ -113,6 +118,13 @@ class PositionLoss(Task):
                 "model": desk.model_id,
                 "length": self.length,
                 "cluster": f"document {document}",
+                "context": ids_sha256(tokens),
+                "spec": {
+                    **self.spec(document=document, start=start),
+                    "seed": desk.material.seed,
+                    "text": desk.material.text_id,
+                },
+                **desk.facts,
                 "offset_tokens": start,
                 "nll_sums": sums,
                 "tokens": counts,
