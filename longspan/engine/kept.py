@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from longspan.engine.settings import Tier
 from longspan.engine.store import Slot, SlotShape, Store
 from longspan.shape import ModelShape
 
@@ -16,7 +17,7 @@ Place = Literal["auto", "device", "host"]
 
 @dataclass(frozen=True, kw_only=True)
 class Keep:
-    """How keys and values are kept. With `auto` they go to the host when the device has no room for them.
+    """How keys and values are kept. With `auto` the layers that the device has no room for go to the host.
 
     `codes` keeps them as fp8 numbers with a scale each head of a token: half the bytes of bfloat16, and not exact.
     """
@@ -25,60 +26,60 @@ class Keep:
     codes: bool = False
 
 
-def kept_bytes(shape: ModelShape, tokens: int, dtype: torch.dtype, *, codes: bool) -> int:
-    """Bytes of the keys and values of so many tokens in all layers."""
+def layer_bytes(shape: ModelShape, tokens: int, dtype: torch.dtype, *, codes: bool) -> int:
+    """Bytes of the keys and values of so many tokens in one layer."""
     slot = SlotShape(shape.kv_heads, (shape.head_dim,), dtype, lossy=codes)
-    return 2 * shape.layers * sum(kept.bytes_of(tokens) for kept in slot.kept)
+    return 2 * sum(kept.bytes_of(tokens) for kept in slot.kept)
 
 
 class Kept:
     """The rotated keys and the values `[g, S, d]` of every layer, filled from the bottom up, then read at will.
 
-    Keys and values on the device are computed in place; others pass through `k` and `v`, buffers of `[g, S, d]`.
+    The lowest `on_device` layers stay on the device, those above go to the host. Keys and values that stay as they are
+    are computed in place; others pass through two buffers of `[g, S, d]`.
     """
 
-    def __init__(self, shape: ModelShape, store: Store, *, dtype: torch.dtype, host: bool, codes: bool) -> None:
-        self._store, self.host = store, host
+    def __init__(self, shape: ModelShape, store: Store, *, dtype: torch.dtype, on_device: int, codes: bool) -> None:
+        self._store, self.on_device = store, on_device
         self.length = store.tiles[-1].stop
         slot = SlotShape(shape.kv_heads, (shape.head_dim,), dtype, lossy=codes)
-        tier: Literal["host", "device"] = "host" if host else "device"
         self._slots: list[tuple[Slot, Slot]] = []
-        for _ in range(shape.layers):
+        for layer in range(shape.layers):
+            tier: Tier = "device" if layer < on_device else "host"
             self._slots.append((store.slot(slot, tier), store.slot(slot, tier)))
-        self._direct = not host and not codes
+        self._direct = 0 if codes else on_device
+        self._size, self._dtype = slot.of(self.length), dtype
         self._buffers: tuple[Tensor, ...] = ()
-        if not self._direct:
-            size = slot.of(self.length)
-            self._buffers = tuple(torch.empty(size, dtype=dtype, device=store.device) for _ in range(2))
 
     def target(self, layer: int) -> tuple[Tensor, ...]:
         """Where to put the keys and the values of a layer."""
-        if not self._direct:
-            if layer:
-                for slot in self._slots[layer - 1]:
-                    for index in range(len(self._store.tiles)):
-                        self._store.settle(slot, index)
-            return self._buffers
-        return tuple(slot.whole for slot in self._slots[layer] if slot.whole is not None)
+        if layer < self._direct:
+            return tuple(slot.whole for slot in self._slots[layer] if slot.whole is not None)
+        if not self._buffers:
+            device = self._store.device
+            self._buffers = tuple(torch.empty(self._size, dtype=self._dtype, device=device) for _ in range(2))
+        if layer > self._direct:
+            self._settle(layer - 1)
+        return self._buffers
 
     def commit(self, layer: int) -> None:
         """What `target` gave is complete (in the order of the compute stream)."""
-        if self._direct:
+        if layer < self._direct:
             return
         for slot, value in zip(self._slots[layer], self._buffers, strict=True):
             for index, tile in enumerate(self._store.tiles):
                 self._store.save(slot, index, value[:, tile])
 
     def finish(self) -> None:
-        """Every layer is there: the buffers are given back once they have left the device."""
-        if not self._direct:
-            self.target(len(self._slots))
+        """Every layer is there: the buffers are given back once their last content has left the device."""
+        if self._buffers:
+            self._settle(len(self._slots) - 1)
             self._buffers = ()
 
     def layers(self) -> Iterator[tuple[Float[Tensor, "g S d"], Float[Tensor, "g S d"]]]:
         """Keys and values of every layer from the bottom up, the next being fetched while one is worked on."""
         assert self._slots, "this context has been put away: another one was read after it"
-        heads = (slice(0, self._slots[0][0].shape.heads),)
+        heads = (slice(0, self._size[0]),)
         following = self._store.read_heads(heads, *self._slots[0]).start()
         for layer in range(len(self._slots)):
             reader = following
@@ -91,21 +92,28 @@ class Kept:
         """Put it away; its memory may be given to another context."""
         self._slots.clear()
 
+    def _settle(self, layer: int) -> None:
+        for slot in self._slots[layer]:
+            for kept in slot.kept:
+                for index in range(len(self._store.tiles)):
+                    self._store.settle(kept, index)
 
-def place_of(keep: Keep, shape: ModelShape, tokens: int, *, dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether keys and values go to the host: as told, or because the device has no room for all."""
+
+def layers_on_device(keep: Keep, shape: ModelShape, tokens: int, *, dtype: torch.dtype, device: torch.device) -> int:
+    """How many layers keep their keys and values on the device: as told, or as many as it has room for."""
     if keep.place != "auto" or device.type != "cuda":
-        return keep.place == "host"
-    free_bytes = torch.cuda.mem_get_info(device)[0]
+        return 0 if keep.place == "host" else shape.layers
+    free_bytes: int = torch.cuda.mem_get_info(device)[0]
     free_bytes += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return kept_bytes(shape, tokens, dtype, codes=keep.codes) + work_bytes(shape, tokens, dtype) > free_bytes
+    room_bytes = free_bytes - work_bytes(shape, tokens, dtype)
+    return max(0, min(shape.layers, room_bytes // layer_bytes(shape, tokens, dtype, codes=keep.codes)))
 
 
 def work_bytes(shape: ModelShape, tokens: int, dtype: torch.dtype) -> int:
     """Device memory of a forward pass beside weights and kept keys, with a fifth more for what is brief.
 
-    Residual stream, queries, outputs of one kernel call, keys and values on their way, angles.
+    Residual stream, queries, outputs of kernel calls, keys and values on their way in and out, angles.
     """
-    numbers = shape.width + 2 * shape.heads * shape.head_dim + 4 * shape.kv_heads * shape.head_dim
+    numbers = shape.width + 2 * shape.heads * shape.head_dim + 6 * shape.kv_heads * shape.head_dim
     angles_bytes = shape.head_dim * 32
     return int(1.2 * tokens * (numbers * dtype.itemsize + angles_bytes)) + 2**31

@@ -21,8 +21,8 @@ from longspan.attention.schemes.base import Scheme
 from longspan.attention.schemes.local import Local
 from longspan.engine import pointwise
 from longspan.engine.block import BlockPass, Work
-from longspan.engine.hostmemory import HostMemory
-from longspan.engine.kept import Keep, Kept, kept_bytes, place_of
+from longspan.engine.hostmemory import ALIGNMENT, HostMemory
+from longspan.engine.kept import Keep, Kept, layer_bytes, layers_on_device
 from longspan.engine.linear import Linear
 from longspan.engine.precision import compute_dtype
 from longspan.engine.store import Store
@@ -54,11 +54,12 @@ class Prefill:
         if self._kept is not None:
             self._kept.close()
         self._host.reset()
-        host = place_of(self.keep, shape, len(tokens), dtype=self.dtype, device=self.decoder.device)
-        if host:
-            room = kept_bytes(shape, len(tokens), self.dtype, codes=self.keep.codes)
-            self._host.reserve(room + 4 * shape.layers * len(store.tiles) * 2**12)  # every piece begins on a page
-        self._kept = Kept(shape, store, dtype=self.dtype, host=host, codes=self.keep.codes)
+        near = layers_on_device(self.keep, shape, len(tokens), dtype=self.dtype, device=self.decoder.device)
+        if near < shape.layers:
+            each = layer_bytes(shape, len(tokens), self.dtype, codes=self.keep.codes)
+            each += 4 * len(store.tiles) * ALIGNMENT  # every piece begins on a page
+            self._host.reserve((shape.layers - near) * each)
+        self._kept = Kept(shape, store, dtype=self.dtype, on_device=near, codes=self.keep.codes)
         self._through(tokens.to(self.decoder.device), store, self._kept)
         self._kept.finish()
         return self._kept

@@ -102,19 +102,21 @@ class KeptContext:
         return found
 
     def generate(
-        self, questions: Sequence[Sequence[int]], *, max_new_tokens: int, stop_ids: Sequence[int] = ()
+        self, questions: Sequence[Sequence[int]], *, max_new_tokens: Sequence[int], stop_ids: Sequence[int] = ()
     ) -> list[list[int]]:
-        """Greedy continuation of each question, up to `max_new_tokens`; one of `stop_ids` ends it and is left out.
+        """Greedy continuation of each question, up to its `max_new_tokens`; one of `stop_ids` ends it and is left out.
 
         Raises as `score` does.
         """
-        for question in questions:
-            self._refuse_longer(len(question) + max_new_tokens)
+        sizes = [len(question) + most for question, most in zip(questions, max_new_tokens, strict=True)]
+        for size in sizes:
+            self._refuse_longer(size)
         said: list[list[int]] = []
-        for part in _batches([len(question) + max_new_tokens for question in questions]):
-            branches, hidden = self._branches(questions[part], more_tokens=max_new_tokens)
-            mine: list[list[int]] = [[] for _ in questions[part]]
-            open_ = set(range(len(mine))) if max_new_tokens else set()
+        for part in _batches(sizes):
+            most = max_new_tokens[part]
+            branches, hidden = self._branches(questions[part], more_tokens=max(most))
+            mine: list[list[int]] = [[] for _ in most]
+            open_ = {index for index, count in enumerate(most) if count}
             while open_:
                 logits = self._prefill.logits(torch.stack([rows[-1] for rows in hidden]))
                 self._refuse_not_finite(logits)
@@ -124,7 +126,7 @@ class KeptContext:
                         open_.discard(index)
                         continue
                     mine[index].append(tokens[index])
-                    if len(mine[index]) == max_new_tokens:
+                    if len(mine[index]) == most[index]:
                         open_.discard(index)
                 if open_:
                     hidden = branches.extend([[token] for token in tokens])

@@ -46,9 +46,9 @@ class Reading(Protocol):
         """Teacher-forced score of each gold answer after its question."""
 
     def generate(
-        self, questions: Sequence[Sequence[int]], *, max_new_tokens: int, stop_ids: Sequence[int] = ()
+        self, questions: Sequence[Sequence[int]], *, max_new_tokens: Sequence[int], stop_ids: Sequence[int] = ()
     ) -> list[list[int]]:
-        """The greedy continuation of each question."""
+        """The greedy continuation of each question, of up to so many tokens each."""
 
 
 class Reader(Protocol):
@@ -134,10 +134,11 @@ def _answered(reading: Reading, branches: Sequence[Branch], decode: Decode) -> l
     # After a first wrong token teacher forcing no longer shows what the model would say, so misses are decoded.
     said: list[Sequence[int]] = [branch.answer for branch in branches]
     missed = [index for index, score in enumerate(scores) if not score.hit]
-    for size in sorted({len(branches[index].answer) for index in missed}):
-        some = [index for index in missed if len(branches[index].answer) == size]
-        found = reading.generate([branches[index].question for index in some], max_new_tokens=size)
-        for index, tokens in zip(some, found, strict=True):
+    if missed:
+        mine = [branches[index] for index in missed]
+        sizes = [len(branch.answer) for branch in mine]
+        found = reading.generate([branch.question for branch in mine], max_new_tokens=sizes)
+        for index, tokens in zip(missed, found, strict=True):
             said[index] = tokens
     return [_row(*parts, decode) for parts in zip(branches, scores, said, strict=True)]
 

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from longspan.engine import plain
 from longspan.engine import prefill as module
-from longspan.engine.kept import Keep, kept_bytes, place_of, work_bytes
+from longspan.engine.kept import Keep, layer_bytes, layers_on_device, work_bytes
 from longspan.engine.prefill import AfterContext, Branches, Prefill
 
 CASES = {
@@ -90,15 +90,29 @@ def test_keys_as_fp8_numbers_are_near_and_take_half_of_bfloat16():
         for mine, want in ((k, want_k), (v, want_v)):
             assert 0 < float((mine - want).norm() / want.norm()) < 0.05
     shape = toy_decoder(head_dim=128).shape
-    exact, codes = (kept_bytes(shape, 100, torch.bfloat16, codes=codes) for codes in (False, True))
-    assert exact == 2 * 3 * 2 * 100 * 128 * 2
-    assert codes == exact // 2 + 2 * 3 * 2 * 100 * 4
+    exact, codes = (layer_bytes(shape, 100, torch.bfloat16, codes=codes) for codes in (False, True))
+    assert exact == 2 * 2 * 100 * 128 * 2
+    assert codes == exact // 2 + 2 * 2 * 100 * 4
+
+
+@pytest.mark.parametrize("codes", [False, True])
+def test_some_layers_near_and_some_far(codes, monkeypatch):
+    decoder, context = toy_decoder(), ids(40)
+    keep = Keep(codes=codes)
+    wanted = [(k.clone(), v.clone()) for k, v in Prefill(decoder, keep).read(context).layers()]
+    for near in range(4):
+        monkeypatch.setattr(module, "layers_on_device", lambda *_, near=near, **__: near)
+        kept = Prefill(decoder, keep).read(context)
+        assert kept.on_device == near
+        for mine, want in zip(kept.layers(), wanted, strict=True):
+            assert torch.equal(mine[0], want[0])
+            assert torch.equal(mine[1], want[1])
 
 
 def test_where_keys_go():
     shape, cpu = toy_decoder().shape, torch.device("cpu")
-    for keep, host in ((Keep(), False), (Keep(place="host"), True), (Keep(place="device"), False)):
-        assert place_of(keep, shape, 10**6, dtype=torch.float32, device=cpu) is host
+    for keep, count in ((Keep(), 3), (Keep(place="host"), 0), (Keep(place="device"), 3)):
+        assert layers_on_device(keep, shape, 10**6, dtype=torch.float32, device=cpu) == count
     assert work_bytes(shape, 2000, torch.bfloat16) > work_bytes(shape, 1000, torch.bfloat16)
 
 

@@ -80,8 +80,8 @@ class CopierReading:
     blind: bool
     asked: list[str] = field(default_factory=list)
 
-    def generate(self, questions, *, max_new_tokens: int, stop_ids: Sequence[int] = ()) -> list[list[int]]:
-        return [self.say(question, max_new_tokens) for question in questions]
+    def generate(self, questions, *, max_new_tokens: Sequence[int], stop_ids: Sequence[int] = ()) -> list[list[int]]:
+        return [self.say(question, most) for question, most in zip(questions, max_new_tokens, strict=True)]
 
     def say(self, question: Sequence[int], max_new_tokens: int) -> list[int]:
         asked = decode(question)

@@ -60,23 +60,23 @@ def test_generate_equals_a_loop_of_full_forwards_and_scores_as_a_hit(length):
     expected = naive_greedy(context, question, 12)
     assert len(set(expected)) > 1
     others = [tokens(n, seed=n).tolist() for n in (2, 17)]
-    said = kept.generate([others[0], question, others[1]], max_new_tokens=12)
+    said = kept.generate([others[0], question, others[1]], max_new_tokens=[12, 12, 12])
     assert said == [naive_greedy(context, asked_, 12) for asked_ in (others[0], question, others[1])]
     assert kept.score([asked(question, expected)])[0].hit
     wrong = [*expected[:-1], (expected[-1] + 1) % len(LETTERS)]
     assert not kept.score([asked(question, wrong)])[0].hit
     stop = expected[3]
-    stopped = kept.generate([question, others[0]], max_new_tokens=12, stop_ids=(stop,))
+    stopped = kept.generate([question, others[0]], max_new_tokens=[12, 12], stop_ids=(stop,))
     assert stopped[0] == expected[: expected.index(stop)]
     assert stopped[1] == (said[0][: said[0].index(stop)] if stop in said[0] else said[0])
-    assert kept.generate([question], max_new_tokens=0) == [[]]
+    assert kept.generate([question, others[0]], max_new_tokens=[0, 2]) == [[], said[0][:2]]
 
 
 def test_questions_never_see_each_other_and_the_kept_keys_stay_as_they_were():
     kept = DecoderReader(DECODER).read(tokens(150), room_tokens=40)
     before = [(k.clone(), v.clone()) for k, v in kept._kept.layers()]
     alone = [kept.score([entry])[0] for entry in (asked([1, 2, 3], [4, 5]), asked([9] * 30, [7]))]
-    kept.generate([[9] * 20, [3]], max_new_tokens=20)
+    kept.generate([[9] * 20, [3]], max_new_tokens=[20, 3])
     together = kept.score([asked([1, 2, 3], [4, 5]), asked([9] * 30, [7])])
     assert [score.hit for score in together] == [score.hit for score in alone]
     for mine, other in zip(together, alone, strict=True):
@@ -135,14 +135,14 @@ def test_what_does_not_fit_is_refused_and_leaves_the_context_usable():
     kept = DecoderReader(DECODER).read(tokens(50), room_tokens=10)
     for call in (
         lambda: kept.score([asked([1] * 9, [2, 3])]),
-        lambda: kept.generate([[1] * 9], max_new_tokens=2),
+        lambda: kept.generate([[1] * 9], max_new_tokens=[2]),
         lambda: kept.logits([[1] * 11]),
     ):
         with pytest.raises(DataError, match="11 tokens do not fit in the 10") as caught:
             call()
         assert caught.value.code == "eval.over-length"
     kept.score([asked([1] * 8, [2, 3])])
-    kept.generate([[1] * 8], max_new_tokens=2)
+    kept.generate([[1] * 8], max_new_tokens=[2])
 
 
 def test_numbers_that_are_not_finite_are_an_error():
