@@ -23,7 +23,9 @@ from longspan.model.peft import save_adapter
 from longspan.model.weights import save
 from longspan.pipeline.engines import StageEngines, choices
 from longspan.pipeline.figures import summary
+from longspan.pipeline.forecast import forecast
 from longspan.pipeline.job import Job
+from longspan.pipeline.machine import probe
 from longspan.pipeline.memory import memory_errors
 from longspan.pipeline.observer import SILENT, Observer, Stop, never
 from longspan.pipeline.proof import SAMPLE_TOKENS, can_prove, logit_differences, round_weights
@@ -216,12 +218,17 @@ def _evaluate(job: Job, when: str) -> None:
             decoder, identity = job.base(), job.base_identity
         else:
             decoder, identity = job.trained()
+        material = _material(job)
+        for line in forecast(
+            job.recipe.eval.tasks, material.documents, decoder.shape, probe(job.device, folder=job.folder.path)
+        ):
+            job.observer.tell(line)
         with memory_errors(lambda: f"evaluation {when} training", fix=fix):
             found = evaluate_decoder(
                 decoder.eval(),
                 job.recipe.eval.tasks,
                 name=when,
-                material=_material(job),
+                material=material,
                 model_id=canonical_sha256([identity, asdict(decoder.frequencies)]),
                 rows_path=path.with_suffix(".rows.jsonl"),
                 progress=lambda done, total: job.progress(done, total, "tokens read"),

@@ -150,14 +150,14 @@ def effective_length(intervals: Mapping[int, tuple[float, float]], threshold: fl
     """The length that is certified and the one that is not refuted, None where there is none.
 
     Certified: the longest whose lower bound, and that of every shorter tested length, reaches the threshold. Not
-    refuted: the longest whose upper bound, and that of every shorter one, reaches it.
+    refuted: the longest whose upper bound reaches it.
     """
     certified = possible = None
-    sure = open_ = True
+    sure = True
     for length in sorted(intervals):
         low, high = intervals[length]
-        sure, open_ = sure and low >= threshold, open_ and high >= threshold
-        certified, possible = (length if sure else certified), (length if open_ else possible)
+        sure = sure and low >= threshold
+        certified, possible = (length if sure else certified), (length if high >= threshold else possible)
     return certified, possible
 
 

@@ -35,8 +35,12 @@ class Task(Settings):
         """Names of what it measures; no two tasks of an evaluation may share one."""
 
     @abstractmethod
+    def contexts(self, documents: Documents) -> Mapping[int, int]:
+        """How many contexts of each length, in tokens, the model must read for it."""
+
     def cost_tokens(self, documents: Documents) -> int:
         """Context tokens that the model must read for it."""
+        return sum(length * count for length, count in self.contexts(documents).items())
 
     @abstractmethod
     def check(self, material: Material) -> None:

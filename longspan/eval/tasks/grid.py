@@ -67,9 +67,9 @@ class Grid(Task):
         """One part a length of this probe."""
         return tuple(f"grid/{self.name}/{length}" for length in self.lengths)
 
-    def cost_tokens(self, documents: Documents) -> int:  # noqa: ARG002 - as many tokens whatever the text
+    def contexts(self, documents: Documents) -> dict[int, int]:  # noqa: ARG002 - as many whatever the text
         """Every context at its full length."""
-        return sum(self.lengths) * self.trials * len(self._packs)
+        return dict.fromkeys(self.lengths, self.trials * len(self._packs))
 
     def asked(self) -> dict[str, tuple[int, int]]:
         """One rate a length."""

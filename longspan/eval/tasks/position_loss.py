@@ -1,6 +1,7 @@
 """Loss by position: how well the same held-out text is predicted with little and with much text before it."""
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -46,9 +47,10 @@ class PositionLoss(Task):
             bins.append((low, min(2 * low, self.length)))
         return tuple(bins)
 
-    def cost_tokens(self, documents: Documents) -> int:
+    def contexts(self, documents: Documents) -> Counter[int]:
         """All windows of all bins."""
-        return self._place_tokens * len(self._places(documents))
+        places = len(self._places(documents))
+        return Counter({n: places * count for n, count in Counter(b - a for _, a, b, _ in self._cuts()).items()})
 
     def check(self, material: Material) -> None:
         """See that a document is long enough."""

@@ -50,9 +50,9 @@ class Recall(Task):
         """One measure at one length."""
         return (f"recall/{self.length}",)
 
-    def cost_tokens(self, documents: Documents) -> int:  # noqa: ARG002 - as many tokens whatever the text
+    def contexts(self, documents: Documents) -> dict[int, int]:  # noqa: ARG002 - as many whatever the text
         """Every context at its full length."""
-        return self.length * self.trials
+        return {self.length: self.trials}
 
     def check(self, material: Material) -> None:
         """Build the first context."""
