@@ -78,6 +78,17 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
     return {"differences": found}
 
 
+def changes(before: Path, after: Path) -> tuple[dict[str, Any], ...]:
+    """What `compare` finds between the rows beside two evaluations; nothing where they share no two contexts."""
+    rows = [path.with_suffix(".rows.jsonl") for path in (before, after)]
+    if not all(path.exists() for path in rows):
+        return ()
+    try:
+        return tuple(compare(*rows)["differences"])
+    except DataError:
+        return ()
+
+
 def _clusters(rows: Rows) -> dict[tuple[str, int], dict[str, Group]]:
     """By task and length the sum of scores and the number of questions of every context.
 

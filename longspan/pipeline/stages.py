@@ -22,6 +22,7 @@ from longspan.model.lora import merge_lora
 from longspan.model.peft import save_adapter
 from longspan.model.weights import save
 from longspan.pipeline.engines import StageEngines, choices
+from longspan.pipeline.evalrows import changes
 from longspan.pipeline.figures import summary
 from longspan.pipeline.forecast import forecast
 from longspan.pipeline.job import Job
@@ -369,6 +370,7 @@ def _report(job: Job) -> dict[str, Any]:
             seconds=phases,
             versions=versions(),
             notes=notes,
+            differences=changes(folder.evaluation("before"), folder.evaluation("after")),
         )
         write_report(folder.report, page)
         maps = heatmaps_svg([evaluation for evaluation in (before, after) if evaluation is not None])
