@@ -1,5 +1,6 @@
 """What every task works with: the model as a reader, the held-out text, the rows that exist, the wish to stop."""
 
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -63,13 +64,16 @@ class Reader(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Material:
-    """What contexts are made of: held-out text, the tokenizer, the seed. `text_id` is a hash of the text's tokens."""
+    """What contexts are made of: held-out text, the tokenizer, the seed. `text_id` is a hash of the text's tokens;
+    one of `stop_ids` ends a free reply.
+    """
 
     documents: Documents
     encode: Encode
     decode: Decode
     seed: int
     text_id: str = ""
+    stop_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +115,7 @@ class Desk:
             start = time.monotonic()
             reading = self.reader.read(context.tokens, room_tokens=length - len(context.tokens))
             read_seconds = time.monotonic() - start
-            answered = _answered(reading, [branch for _, branch in missing], self.material.decode)
+            answered = _answered(reading, [branch for _, branch in missing], self.material)
             shared = {
                 "task": task,
                 "model": self.model_id,
@@ -129,7 +133,22 @@ class Desk:
         return [row for key in keys if (row := self.rows.get(key)) is not None]
 
 
-def _answered(reading: Reading, branches: Sequence[Branch], decode: Decode) -> list[Row]:
+def _answered(reading: Reading, branches: Sequence[Branch], material: Material) -> list[Row]:
+    found: dict[int, Row] = {}
+    free = [index for index, branch in enumerate(branches) if branch.reply_tokens]
+    if free:
+        sizes = [branches[index].reply_tokens for index in free]
+        questions = [branches[index].question for index in free]
+        said = reading.generate(questions, max_new_tokens=sizes, stop_ids=material.stop_ids)
+        found |= {i: _free_row(branches[i], tokens, material) for i, tokens in zip(free, said, strict=True)}
+    forced = [index for index, branch in enumerate(branches) if not branch.reply_tokens]
+    if forced:
+        mine = [branches[index] for index in forced]
+        found |= dict(zip(forced, _forced_rows(reading, mine, material), strict=True))
+    return [found[index] for index in range(len(branches))]
+
+
+def _forced_rows(reading: Reading, branches: Sequence[Branch], material: Material) -> list[Row]:
     scores = reading.score(branches)
     # After a first wrong token teacher forcing no longer shows what the model would say, so misses are decoded.
     said: list[Sequence[int]] = [branch.answer for branch in branches]
@@ -140,13 +159,31 @@ def _answered(reading: Reading, branches: Sequence[Branch], decode: Decode) -> l
         found = reading.generate([branch.question for branch in mine], max_new_tokens=sizes)
         for index, tokens in zip(missed, found, strict=True):
             said[index] = tokens
-    return [_row(*parts, decode) for parts in zip(branches, scores, said, strict=True)]
+    return [_forced_row(*parts, material) for parts in zip(branches, scores, said, strict=True)]
 
 
-def _row(branch: Branch, score: Score, said: Sequence[int], decode: Decode) -> Row:
-    prediction = decode(said)
-    wanted = [part for part in branch.item.wanted if part]
-    share = sum(part in prediction for part in wanted) / len(wanted) if wanted else 0.0
+def _forced_row(branch: Branch, score: Score, said: Sequence[int], material: Material) -> Row:
+    row = _row(branch, said, material)
+    share = substring_score(row["prediction"], branch.item.wanted)
+    return {**row, "hit": score.hit, "score": 1.0 if score.hit else share, "logprob": score.logprob}
+
+
+def _free_row(branch: Branch, said: Sequence[int], material: Material) -> Row:
+    row = _row(branch, said, material)
+    score = substring_score(row["prediction"], branch.item.wanted)
+    strict = whole_word_score(row["prediction"], branch.item.wanted)
+    stop = "cap" if len(said) == branch.reply_tokens else "eos"
+    return {
+        **row,
+        "hit": score == 1.0,
+        "score": score,
+        "strict": strict,
+        "stop": stop,
+        "wanted": list(branch.item.wanted),
+    }
+
+
+def _row(branch: Branch, said: Sequence[int], material: Material) -> Row:
     return {
         "depth": branch.depth,
         "offset_tokens": branch.offset_tokens,
@@ -154,8 +191,18 @@ def _row(branch: Branch, score: Score, said: Sequence[int], decode: Decode) -> R
         "gold": branch.item.answer,
         "gold_tokens": list(branch.answer),
         "predicted_tokens": list(said),
-        "prediction": prediction,
-        "hit": score.hit,
-        "score": 1.0 if score.hit else share,
-        "logprob": score.logprob,
+        "prediction": material.decode(said),
     }
+
+
+def substring_score(reply: str, wanted: Sequence[str]) -> float:
+    """The share of `wanted` that the reply holds anywhere, in any case; RULER's score of most tasks."""
+    parts = [part for part in wanted if part]
+    return sum(part.lower() in reply.lower() for part in parts) / len(parts) if parts else 0.0
+
+
+def whole_word_score(reply: str, wanted: Sequence[str]) -> float:
+    """As `substring_score`, but a part counts only where no letter or digit touches it."""
+    parts = [part for part in wanted if part]
+    hits = sum(bool(re.search(rf"(?<!\w){re.escape(part)}(?!\w)", reply, re.IGNORECASE)) for part in parts)
+    return hits / len(parts) if parts else 0.0

@@ -205,6 +205,7 @@ def _material(job: Job) -> Material:
         decode=lambda ids: tokenizer.decode(list(ids), skip_special_tokens=False),
         seed=job.recipe.seed,
         text_id=job.held_out_sha256,
+        stop_ids=(documents.separator,),
     )
 
 

@@ -21,7 +21,8 @@ SAMPLE_LINES = 64  # of a text that a probe makes: how long its lines are is tol
 @dataclass(frozen=True, kw_only=True)
 class Branch:
     """One question after a context. `question` + `answer` are the ids to append; `depth` is 0 at the start of the
-    text and 1 at its end; `offset_tokens` is where the planted piece, its leading newline included, begins.
+    text and 1 at its end; `offset_tokens` is where the planted piece, its leading newline included, begins. With
+    `reply_tokens` there is no one right text: so many tokens are decoded and searched for what is wanted.
     """
 
     item: Item
@@ -29,6 +30,7 @@ class Branch:
     offset_tokens: int
     question: tuple[int, ...]
     answer: tuple[int, ...]
+    reply_tokens: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
