@@ -101,12 +101,22 @@ class Desk:
         asked = None if branch is None else [branch.question, branch.answer]
         return key_of(self.model_id, task, ids_sha256(tokens), asked)
 
-    def ask(self, context: Context, *, task: str, length: int, cluster: str, spec: Mapping[str, Any]) -> list[Row]:
+    def ask(
+        self,
+        context: Context,
+        *,
+        task: str,
+        length: int,
+        cluster: str,
+        spec: Mapping[str, Any],
+        cost_tokens: int | None = None,
+    ) -> list[Row]:
         """One row a branch of `context`, in order; branches that have a row are not run again.
 
         `length` counts the context and its longest branch. `cluster` names the context: its branches are not
         independent trials. `spec` is what builds the context again. The row's `seconds` are an equal share of reading
-        the context and of all its questions, which go through the model together.
+        the context and of all its questions, which go through the model together. `cost_tokens` is what counts as
+        progress, where that is not `length`.
         """
         keys = [self.key(task, context.tokens, branch) for branch in context.branches]
         missing = [(key, branch) for key, branch in zip(keys, context.branches, strict=True) if not self.rows.get(key)]
@@ -129,7 +139,7 @@ class Desk:
             }
             for (key, _), found in zip(missing, answered, strict=True):
                 self.rows.append({"key": key, **shared, **found})
-        self.advance(length)
+        self.advance(length if cost_tokens is None else cost_tokens)
         return [row for key in keys if (row := self.rows.get(key)) is not None]
 
 
