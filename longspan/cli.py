@@ -30,6 +30,7 @@ longspan takes a language model that was trained on a short context and gives ba
   eval rebuild ROWS KEY             print the exact context and question of one row of a run's eval/*.rows.jsonl
   eval merge INTO ROWS [ROWS ...]   add the rows of other machines to a file
   eval compare FIRST SECOND         what differs between two files of rows on the contexts that both answered
+  eval server RECIPE URL MODEL      evaluate a model behind an OpenAI-compatible server with a recipe's tasks
   export RECIPE [OVERRIDES]         write the trained model as a Hugging Face folder and check it
   report RECIPE [OVERRIDES]         write the page and the summary from what is there
   init MODEL [--to FILE]            write a commented recipe for a model folder
@@ -129,8 +130,8 @@ def _recipe_verb(verb: str, words: list[str], *, as_json: bool) -> tuple[int, di
             print(f"{_usage(verb)}\n\nlongspan {verb} RECIPE --help lists every key that can be overridden")
             return OK, {"status": "ok"}
         raise ConfigError("cli.usage", f"{verb} needs a recipe", where=_usage(verb), fix="name a .toml file first")
-    if verb == "eval" and words[0] in ("rebuild", "merge", "compare") and not Path(words[0]).exists():
-        return _eval_rows(words[0], words[1:], as_json=as_json)
+    if verb == "eval" and words[0] in ("rebuild", "merge", "compare", "server") and not Path(words[0]).exists():
+        return _eval_more(words[0], words[1:], as_json=as_json)
     path, words = Path(words[0]), words[1:]
     when = "after"
     if verb == "eval" and words and not words[0].startswith("-"):
@@ -166,29 +167,13 @@ def _recipe_verb(verb: str, words: list[str], *, as_json: bool) -> tuple[int, di
 # Verbs without a recipe
 
 
-def _eval_rows(what: str, words: list[str], *, as_json: bool) -> tuple[int, dict[str, Any]]:
-    """Work on rows of evaluations that are there already."""
-    from longspan.pipeline.evalrows import compare, merge, rebuild
+def _eval_more(what: str, words: list[str], *, as_json: bool) -> tuple[int, dict[str, Any]]:
+    from longspan.pipeline.evalverbs import eval_verb
+    from longspan.train.signals import stop_on_signals
 
-    if what == "merge":
-        if len(words) < 2:
-            raise ConfigError(
-                "cli.usage", "eval merge takes two files or more", where="eval", fix="INTO ROWS [ROWS ...]"
-            )
-        found = merge(Path(words[0]), [Path(word) for word in words[1:]])
-        _tell(f"{found['added']} rows added, {found['total']} now", to_stderr=as_json)
-        return OK, {"status": "ok", **found}
-    first, second = _words(f"eval {what}", words, arguments=2)[0]
-    if what == "rebuild":
-        found = rebuild(Path(first), second)
-        if not as_json:
-            sys.stdout.write(found["text"] + found["row"].get("question", ""))
-        return OK, {"status": "ok", **found}
-    found = compare(Path(first), Path(second))
-    for entry in found["differences"]:
-        interval = f"[{100 * entry['low']:+.1f}, {100 * entry['high']:+.1f}]"
-        told = f"{entry['task']} {entry['length']:,}: {100 * entry['difference']:+.1f} points {interval}"
-        _tell(f"{told}, p {entry['p_holm']:.3g} on {entry['contexts']} contexts", to_stderr=as_json)
+    with stop_on_signals() as stop, Screen() as screen:
+        told, found = eval_verb(what, words, observer=screen, stop=stop)
+    (sys.stderr if as_json else sys.stdout).write(told)
     return OK, {"status": "ok", **found}
 
 

@@ -41,15 +41,23 @@ def score_tables(evaluations: Sequence[Evaluation]) -> list[ScoreTable]:
     for evaluation in evaluations:
         if not evaluation.scores:
             continue
-        lengths = tuple(sorted({score.length for score in evaluation.scores}))
-        tasks = dict.fromkeys(score.task for score in evaluation.scores)
-        rows = []
-        for task in tasks:
-            mine = {score.length: score for score in evaluation.scores if score.task == task}
-            cells = tuple(_cell(mine.get(length)) for length in lengths)
-            rows.append((task, cells, _holds(mine, RULER_BAR), _holds(mine, OWN_SHARE * mine[min(mine)].value)))
-        found.append(ScoreTable(name=evaluation.name, lengths=lengths, rows=tuple(rows)))
+        long = [score for score in evaluation.scores if score.length]
+        found += [_table(evaluation.name, long)] if long else []
+        short = [score for score in evaluation.scores if not score.length]  # benchmarks that have no length
+        found += [_table(f"{evaluation.name}, short benchmarks", short)] if short else []
     return found
+
+
+def _table(name: str, scores: Sequence[TaskScore]) -> ScoreTable:
+    lengths = tuple(sorted({score.length for score in scores}))
+    rows = []
+    for task in dict.fromkeys(score.task for score in scores):
+        mine = {score.length: score for score in scores if score.task == task}
+        cells = tuple(_cell(mine.get(length)) for length in lengths)
+        bars = (RULER_BAR, OWN_SHARE * mine[min(mine)].value)
+        bar, own = (_holds(mine, value) if lengths != (0,) else "" for value in bars)
+        rows.append((task, cells, bar, own))
+    return ScoreTable(name=name, lengths=lengths, rows=tuple(rows))
 
 
 def _cell(score: TaskScore | None) -> ScoreCell | None:

@@ -73,3 +73,12 @@ def test_a_cell_whose_trials_share_contexts_has_the_wider_interval():
     drawn = str(heatmap_svg("map", [cell], lengths=[512], depths=[0.5]))
     assert "20/20" in drawn
     assert "51–100" in drawn
+
+
+def test_short_benchmarks_have_a_table_of_their_own():
+    short = dataclasses.replace(
+        evaluation("after", hits=9, nll=3.25), scores=(*SCORES, score(0, 0.4, 0.3, 0.5, task="short/piqa/rc"))
+    )
+    long, own = score_tables([short])
+    assert long.lengths == (4096, 8192, 16384, 32768)
+    assert (own.name, own.lengths, own.rows[0][2:]) == ("after, short benchmarks", (0,), ("", ""))
