@@ -10,10 +10,10 @@ from longspan.pipeline.served import evaluate_server
 from longspan.utils.errors import ConfigError
 
 EVAL_VERBS = {
-    "rebuild": "eval rebuild ROWS KEY",
-    "merge": "eval merge INTO ROWS [ROWS ...]",
-    "compare": "eval compare FIRST SECOND",
-    "server": "eval server RECIPE URL MODEL",
+    "rebuild": "longspan eval rebuild ROWS KEY",
+    "merge": "longspan eval merge INTO ROWS [ROWS ...]",
+    "compare": "longspan eval compare FIRST SECOND",
+    "server": "longspan eval server RECIPE URL MODEL",
 }
 
 
@@ -30,7 +30,7 @@ def eval_verb(
             "cli.usage",
             f"eval {what} does not take {len(words)} words",
             where="eval",
-            fix=f"longspan {EVAL_VERBS[what]}",
+            fix=EVAL_VERBS[what],
         )
     if what == "merge":
         found = merge(Path(words[0]), [Path(word) for word in words[1:]])
