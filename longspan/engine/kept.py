@@ -110,10 +110,12 @@ def layers_on_device(keep: Keep, shape: ModelShape, tokens: int, *, dtype: torch
 
 
 def work_bytes(shape: ModelShape, tokens: int, dtype: torch.dtype) -> int:
-    """Device memory of a forward pass beside weights and kept keys, with a fifth more for what is brief.
+    """Device memory of reading a context beside weights and kept keys, with a tenth more, and 3 GiB for what is brief.
 
-    Residual stream, queries, outputs of kernel calls, keys and values on their way in and out, angles.
+    Residual stream, queries, one kernel call's output, the keys and values of a layer on their way, angles. Asking
+    takes less: two layers' keys and values.
     """
-    numbers = shape.width + 2 * shape.heads * shape.head_dim + 6 * shape.kv_heads * shape.head_dim
-    angles_bytes = shape.head_dim * 32
-    return int(1.2 * tokens * (numbers * dtype.itemsize + angles_bytes)) + 2**31
+    ratio = shape.heads // shape.kv_heads
+    numbers = shape.width + (shape.heads + 2 * shape.kv_heads + 2 * ratio) * shape.head_dim
+    angles_bytes = 16 * shape.head_dim
+    return int(1.1 * tokens * (numbers * dtype.itemsize + angles_bytes)) + 3 * 2**30

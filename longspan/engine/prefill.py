@@ -73,9 +73,7 @@ class Prefill:
         for rows, wanted in zip(torch.split(x, LOGIT_ROWS), torch.split(tokens[1:], LOGIT_ROWS), strict=True):
             logits = self._head(rows)
             scale = torch.zeros(len(rows), dtype=torch.promote_types(logits.dtype, torch.float32), device=rows.device)
-            losses.append(
-                pointwise.cross_entropy_(logits, wanted, scale)
-            )  # no gradient is asked for: the scale is zero
+            losses.append(pointwise.cross_entropy_(logits, wanted, scale))  # no gradient is asked for: scale zero
         return torch.cat(losses).float()
 
     @torch.no_grad()
@@ -96,7 +94,8 @@ class Prefill:
     def _through(self, tokens: Int[Tensor, " S"], store: Store, kept: Kept | None) -> Float[Tensor, "S m"]:
         """The residual stream behind the last block."""
         x = self.embedded(tokens, store)
-        work = self.work(tokens, torch.arange(len(tokens), device=tokens.device), store, self._scheme)
+        # Kept keys have places of their own, so their buffers here hold nothing.
+        work = self.work(tokens, torch.arange(len(tokens), device=tokens.device), store, kv_tokens=0 if kept else None)
         for layer, block in enumerate(self.blocks()):
             k, v = (work.k, work.v) if kept is None else kept.target(layer)
             run = BlockPass(block, replace(work, k=k, v=v), dtype=self.dtype)
@@ -118,18 +117,20 @@ class Prefill:
             x[tile].copy_(functional.embedding(tokens[tile], self.decoder.embed.weight))
         return x
 
-    def work(self, tokens: Int[Tensor, " T"], positions: Int[Tensor, " T"], store: Store, scheme: Scheme) -> Work:
-        """Buffers of one pass over so many tokens."""
+    def work(
+        self, tokens: Int[Tensor, " T"], positions: Int[Tensor, " T"], store: Store, *, kv_tokens: int | None = None
+    ) -> Work:
+        """Buffers of one pass over so many tokens; those of keys and values for `kv_tokens`, if these are fewer."""
         shape, device, total = self.decoder.shape, tokens.device, len(tokens)
         cos, sin = cos_sin(positions[None], self.decoder.frequencies, angle_dtype=self.decoder.angle_dtype)
         wide = torch.promote_types(self.dtype, torch.float32)
         heads_bytes = shape.heads // shape.kv_heads * total * shape.head_dim * self.dtype.itemsize
         step = max(1, min(shape.kv_heads, KERNEL_BYTES // heads_bytes))
         starts = range(0, shape.kv_heads, step)
-        kv = (shape.kv_heads, total, shape.head_dim)
+        kv = (shape.kv_heads, total if kv_tokens is None else kv_tokens, shape.head_dim)
         return Work(
             store=store,
-            scheme=scheme,
+            scheme=self._scheme,
             runs=((0, total),),
             groups=tuple(slice(start, min(start + step, shape.kv_heads)) for start in starts),
             cos=cos[0],
@@ -231,7 +232,7 @@ class Branches:
         self._reach = min(self._reach + width, self.room_tokens + 1)
         tokens, positions = padded.flatten(), (self._kept.length + at).flatten()
         x = self._prefill.embedded(tokens, store)
-        work = self._prefill.work(tokens, positions, store, self._prefill._scheme)
+        work = self._prefill.work(tokens, positions, store)
         whole = (slice(0, self._prefill.decoder.shape.kv_heads),)
         parts = zip(self._prefill.blocks(), self._kept.layers(), self._keys, self._values, strict=True)
         for block, context, keys, values in parts:

@@ -122,8 +122,8 @@ def test_the_check_at_the_start_passes_and_catches_a_wrong_path(monkeypatch):
     assert DecoderReader(DECODER, Keep(codes=True)).check() > 1e-4  # told, not refused
     real = reader._prefill.work
 
-    def shifted(tokens, positions, store, scheme):  # positions that start anew behind the context
-        return real(tokens, positions % 150, store, scheme)
+    def shifted(tokens, positions, store, **more):  # positions that start anew behind the context
+        return real(tokens, positions % 150, store, **more)
 
     monkeypatch.setattr(reader._prefill, "work", shifted)
     with pytest.raises(ModelError, match="other logits than a plain forward") as caught:

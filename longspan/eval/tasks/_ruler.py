@@ -17,9 +17,7 @@ from typing import Literal
 import numpy as np
 
 from longspan.eval.text import Ids
-from longspan.probes import Branch, Context, Encode, Item
-from longspan.probes._weave import inside
-from longspan.probes._words import coined, names, strings
+from longspan.probes import Branch, Context, Encode, Item, coined, inside, names, strings
 from longspan.probes.key_value import HEX
 from longspan.utils.errors import DataError
 

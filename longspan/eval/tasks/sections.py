@@ -12,8 +12,7 @@ from longspan.eval.desk import Desk, Material
 from longspan.eval.rows import Row
 from longspan.eval.tasks.base import Findings, Task
 from longspan.eval.text import Documents
-from longspan.probes import Branch, Context, Item
-from longspan.probes._words import names, strings
+from longspan.probes import Branch, Context, Item, names, strings
 from longspan.utils.longform import distinct, longest_repeat, packed_ratio, section_scores
 
 

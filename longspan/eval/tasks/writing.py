@@ -11,8 +11,7 @@ from longspan.eval.desk import Desk, Material
 from longspan.eval.rows import Row
 from longspan.eval.tasks.base import Findings, Task
 from longspan.eval.text import Documents
-from longspan.probes import Branch, Context, Item
-from longspan.probes._words import names
+from longspan.probes import Branch, Context, Item, names
 from longspan.utils.longform import (
     distinct,
     length_score,
