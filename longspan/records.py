@@ -111,6 +111,16 @@ class Evaluation:
         names = [cell.probe for cell in self.cells]
         return "needle" if "needle" in names else next(iter(names), None)
 
+    def interval(self, probe: str, length: int) -> tuple[float, float]:
+        """95 % interval of a probe's hit rate at a length: over contexts where questions share them, else Wilson's."""
+        cells = [cell for cell in self.cells if (cell.probe, cell.length) == (probe, length)]
+        hits, trials = sum(cell.hits for cell in cells), sum(cell.trials for cell in cells)
+        score = next((s for s in self.scores if (s.task, s.length, s.trials) == (probe, length, trials)), None)
+        if score is not None and score.contexts < trials and abs(score.value * trials - hits) < 0.5:
+            return score.low, score.high
+        worth = sum(cell.trials if cell.worth is None else cell.worth for cell in cells)
+        return wilson(hits / trials * worth, worth) if trials else (0.0, 1.0)
+
     def by_length(self, probe: str) -> dict[int, tuple[int, int]]:
         """Hits and trials of a probe for every length, depths added up."""
         totals: dict[int, tuple[int, int]] = {}

@@ -28,10 +28,14 @@ class ScoreCell:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreTable:
-    """Scores of one evaluation: a row a task, a column a length, and the lengths that hold."""
+    """Scores of one evaluation: a row a task, a column a length, and the lengths that hold.
+
+    Short benchmarks have a single column without a name.
+    """
 
     name: str
     lengths: tuple[int, ...]
+    heads: tuple[str, ...]
     rows: tuple[tuple[str, tuple[ScoreCell | None, ...], str, str], ...]
 
 
@@ -57,7 +61,8 @@ def _table(name: str, scores: Sequence[TaskScore]) -> ScoreTable:
         bars = (RULER_BAR, OWN_SHARE * mine[min(mine)].value)
         bar, own = (_holds(mine, value) if lengths != (0,) else "" for value in bars)
         rows.append((task, cells, bar, own))
-    return ScoreTable(name=name, lengths=lengths, rows=tuple(rows))
+    heads = tuple(numbers.length(n) if n else "" for n in lengths)
+    return ScoreTable(name=name, lengths=lengths, heads=heads, rows=tuple(rows))
 
 
 def _cell(score: TaskScore | None) -> ScoreCell | None:
@@ -72,10 +77,9 @@ def _cell(score: TaskScore | None) -> ScoreCell | None:
 
 
 def _holds(scores: Mapping[int, TaskScore], threshold: float) -> str:
-    """`8K certified, 32K not refuted`, for a threshold."""
+    """The certified and the not refuted length for a threshold: `8K / 32K`, a dash for none."""
     certified, possible = effective_length({n: (score.low, score.high) for n, score in scores.items()}, threshold)
-    sure = "none certified" if certified is None else f"{numbers.length(certified)} certified"
-    return f"{sure}, {'none' if possible is None else numbers.length(possible)} not refuted"
+    return " / ".join(numbers.DASH if n is None else numbers.length(n) for n in (certified, possible))
 
 
 def recall_chart(evaluations: Sequence[Evaluation], *, trained_length: int) -> Markup | None:
@@ -91,7 +95,7 @@ def recall_chart(evaluations: Sequence[Evaluation], *, trained_length: int) -> M
         told = tuple(_told(evaluation.name, entry) for entry in recalls)
         curves.append(Curve(style=style, label=evaluation.name, points=points, told=told))
         floor = tuple((float(entry.distance), entry.floor) for entry in recalls)
-        curves.append(Curve(style=f"{style} thin", label="floor", points=floor))
+        curves.append(Curve(style=f"{style} floor", points=floor))
     every = [entry for _, evaluation in ran for entry in evaluation.recalls]
     low, high = min(e.distance for e in every), max(e.distance for e in every)
     x = Axis(label="distance, tokens", low=low, high=max(high, 2 * low), scale="log", unit="length")

@@ -9,6 +9,7 @@ from longspan.records import Cell, Recall, TaskScore
 from longspan.report.heatmap import heatmap_svg
 from longspan.report.page import write_report
 from longspan.report.scores import difference_rows, recall_chart, score_tables
+from longspan.report.tables import needle_tables
 
 
 def score(length: int, value: float, low: float, high: float, task: str = "pack/needle") -> TaskScore:
@@ -40,10 +41,10 @@ def test_a_row_a_task_with_the_lengths_that_hold():
     assert [cell.score for cell in needle[1]] == ["97.0", "95.0", "80.0", "50.0"]
     assert [cell.passes for cell in needle[1]] == [True, True, None, False]
     assert needle[1][1].interval == "86–99"
-    assert needle[2] == "8K certified, 16K not refuted"
-    assert needle[3] == "8K certified, 16K not refuted"  # 85 % of 97.0 is 82.45
+    assert needle[2] == "8K / 16K"
+    assert needle[3] == "8K / 16K"  # 85 % of 97.0 is 82.45
     assert graph[1][1:] == (None, None, None)
-    assert graph[2] == "none certified, none not refuted"
+    assert graph[2] == "– / –"
 
 
 def test_the_page_shows_scores_recall_changes_and_how_it_was_measured(tmp_path):
@@ -82,3 +83,17 @@ def test_short_benchmarks_have_a_table_of_their_own():
     long, own = score_tables([short])
     assert long.lengths == (4096, 8192, 16384, 32768)
     assert (own.name, own.lengths, own.rows[0][2:]) == ("after, short benchmarks", (0,), ("", ""))
+
+
+def test_a_rate_whose_questions_share_contexts_has_the_interval_over_contexts():
+    cells = tuple(Cell(probe="pack/needle", length=4096, depth=d, hits=39, trials=40, worth=9.0) for d in (0.25, 0.75))
+    found = dataclasses.replace(evaluation("after", hits=9, nll=3.25), cells=cells)
+    alone = found.interval("pack/needle", 4096)
+    assert alone == dataclasses.replace(cells[0], hits=78, trials=80, worth=18.0).interval
+    shared = dataclasses.replace(found, scores=(score(4096, 78 / 80, 0.9, 1.0),))
+    assert shared.interval("pack/needle", 4096) == (0.9, 1.0)
+    (table,) = needle_tables([shared])
+    assert table.rows[0][1][0].interval == "90–100"
+    partial = dataclasses.replace(found, scores=(score(4096, 0.99, 0.95, 1.0),))  # parts count there, whole hits here
+    assert partial.interval("pack/needle", 4096) == alone
+    assert found.interval("nothing", 4096) == (0.0, 1.0)
