@@ -1,5 +1,6 @@
 """One evaluation from tasks to findings: checked before it starts, resumable while it runs."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -101,15 +102,16 @@ def evaluate_reader(  # noqa: PLR0913 - what an evaluation is told
         facts={key: value for key, value in facts.items() if key != "branch_difference"},
     )
     findings = [task.run(desk) for task in tasks]
+    scores = scores_of(row for found in findings for row in found.rows)
     return Evaluation(
         name=name,
         model=model_id,
         cells=tuple(cell for found in findings for cell in found.cells),
         bins=tuple(entry for found in findings for entry in found.bins),
         seconds=sum(row["seconds"] for found in findings for row in found.rows),
-        scores=scores_of(row for found in findings for row in found.rows),
+        scores=scores,
         recalls=tuple(entry for found in findings for entry in found.recalls),
-        facts={**facts, **_facts_of(findings)},
+        facts={**facts, **_facts_of(findings), **packed_minus_single(scores)},
     )
 
 
@@ -131,6 +133,22 @@ def scores_of(rows: Iterable[Row]) -> tuple[TaskScore, ...]:
             TaskScore(task=task, length=length, value=mean(mine), low=low, high=high, trials=trials, contexts=len(mine))
         )
     return tuple(found)
+
+
+def packed_minus_single(scores: Sequence[TaskScore]) -> dict[str, str]:
+    """What sharing a context with other lines costs, in points, where a probe was asked both ways at a length.
+
+    The two are of different contexts: the interval adds the squares of both half widths.
+    """
+    known = {(score.task, score.length): score for score in scores}
+    found = {}
+    for (task, length), single in known.items():
+        if (packed := known.get((f"pack/{task}", length))) is not None:
+            difference = packed.value - single.value
+            half = math.hypot(*((score.high - score.low) / 2 for score in (packed, single)))
+            interval = f"[{100 * (difference - half):+.0f}, {100 * (difference + half):+.0f}]"
+            found[f"packed_minus_single_{task}_{length}"] = f"{100 * difference:+.0f} points {interval}"
+    return found
 
 
 def _facts_of(findings: Sequence[Findings]) -> dict[str, Any]:

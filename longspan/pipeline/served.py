@@ -2,11 +2,10 @@
 
 from typing import Any
 
-from longspan.data.tokenize import plain_encode
-from longspan.eval.desk import Material
 from longspan.eval.evaluate import check, evaluate_reader
 from longspan.eval.server import ServerReader
 from longspan.pipeline.job import Job
+from longspan.pipeline.material import material_of
 from longspan.pipeline.observer import SILENT, Observer, Stop, never
 from longspan.pipeline.recipe import Recipe
 from longspan.utils.errors import ConfigError
@@ -29,15 +28,7 @@ def evaluate_server(
                 where=str(job.folder.path),
                 fix="add [[eval.tasks]] and run `longspan eval` with the recipe first",
             )
-        tokenizer, documents = job.tokenizer(), job.stores().held_out
-        material = Material(
-            documents=documents,
-            encode=plain_encode(tokenizer),
-            decode=lambda ids: tokenizer.decode(list(ids), skip_special_tokens=False),
-            seed=recipe.seed,
-            text_id=job.held_out_sha256,
-            stop_ids=(documents.separator,),
-        )
+        material = material_of(job)
         check(recipe.eval.tasks, material)
         name = f"server-{''.join(c if c.isalnum() else '-' for c in model)}"
         path = job.folder.evaluation(name)

@@ -14,7 +14,7 @@ from longspan.data.build import Stores, build_stores
 from longspan.data.collate import collate
 from longspan.data.rows import StageRows
 from longspan.data.tokenize import plain_encode, separator_id
-from longspan.eval.desk import Material
+from longspan.engine.kept import Keep
 from longspan.eval.evaluate import check
 from longspan.eval.evaluate import evaluate as evaluate_decoder
 from longspan.model.decoder import Decoder
@@ -27,6 +27,7 @@ from longspan.pipeline.figures import summary
 from longspan.pipeline.forecast import forecast
 from longspan.pipeline.job import Job
 from longspan.pipeline.machine import probe
+from longspan.pipeline.material import material_of
 from longspan.pipeline.memory import memory_errors
 from longspan.pipeline.observer import SILENT, Observer, Stop, never
 from longspan.pipeline.proof import SAMPLE_TOKENS, can_prove, logit_differences, round_weights
@@ -155,7 +156,7 @@ def _prepare(job: Job) -> None:
                 if error.where.startswith("mix."):
                     error.where = f"recipe: stages.{index}.{error.where}"
                 raise
-        check(job.recipe.eval.tasks, _material(job))
+        check(job.recipe.eval.tasks, material_of(job))
 
     _once(job, "prepare", job.prepare_inputs, work, job.folder.tokens, job.folder.tokenizer)
     job.require_same()
@@ -189,26 +190,6 @@ def _rows(job: Job) -> list[StageRows]:
     ]
 
 
-def _material(job: Job) -> Material:
-    documents = job.stores().held_out
-    if job.recipe.eval.tasks and not len(documents):
-        raise ConfigError(
-            "eval.no-text",
-            "the evaluation needs held-out documents, and none is held out",
-            where="recipe: data.held_out",
-            fix='name documents to hold out, such as held_out = ["*.txt"], or set held_out_share',
-        )
-    tokenizer = job.tokenizer()
-    return Material(
-        documents=documents,
-        encode=plain_encode(tokenizer),
-        decode=lambda ids: tokenizer.decode(list(ids), skip_special_tokens=False),
-        seed=job.recipe.seed,
-        text_id=job.held_out_sha256,
-        stop_ids=(documents.separator,),
-    )
-
-
 def _evaluate(job: Job, when: str) -> None:
     """One evaluation, resumable row by row; none without tasks."""
     path, fix = job.folder.evaluation(when), "use shorter lengths in eval.tasks, or a machine with more memory"
@@ -220,7 +201,7 @@ def _evaluate(job: Job, when: str) -> None:
             decoder, identity = job.base(), job.base_identity
         else:
             decoder, identity = job.trained()
-        material = _material(job)
+        material = material_of(job)
         for line in forecast(
             job.recipe.eval.tasks, material.documents, decoder.shape, probe(job.device, folder=job.folder.path)
         ):
@@ -235,6 +216,7 @@ def _evaluate(job: Job, when: str) -> None:
                 rows_path=path.with_suffix(".rows.jsonl"),
                 progress=lambda done, total: job.progress(done, total, "tokens read"),
                 stop=job.stop,
+                keep=Keep(codes=job.recipe.eval.kept == "fp8"),
             )
         write_json(path, found.to_json())
 

@@ -22,7 +22,7 @@ def encode(text: str) -> list[int]:
 
 
 def decode(ids: Sequence[int]) -> str:
-    return "".join(LETTERS[index] for index in ids)
+    return "".join("|" if index == SEPARATOR else LETTERS[index] for index in ids)
 
 
 class Texts:
