@@ -170,3 +170,19 @@ def test_the_smallest_difference_that_can_be_found():
     # The textbook case: rates 0.5 and 0.6 need 388 trials each by this formula.
     assert detectable(392) == pytest.approx(0.1, abs=0.001)
     assert detectable(0) == float("inf")
+
+
+@pytest.mark.parametrize(("contexts", "spread"), [(4, 6.0), (16, 6.0), (4, 20.0)])
+def test_cells_of_shared_contexts_hold_the_truth_as_often_as_they_say(contexts, spread):
+    # As in a packed grid: 20 cells with 5 keys each in every context, and contexts of different difficulty.
+    draw, held, tried = random.Random(2), 0, 0
+    for _ in range(150):
+        rates = [draw.betavariate(0.8 * spread, 0.2 * spread) for _ in range(contexts)]
+        cells = [[(float(sum(draw.random() < p for _ in range(5))), 5.0) for p in rates] for _ in range(20)]
+        alike = sum(map(intraclass, cells)) / 20
+        for groups in cells:
+            worth = effective_trials(groups, alike)
+            low, high = wilson(sum(hits for hits, _ in groups) / (5 * contexts) * worth, worth)
+            held += low <= 0.8 <= high
+            tried += 1
+    assert abs(held / tried - 0.95) <= 0.02 + 0.02  # contexts are shared: 150 of them are few

@@ -2,9 +2,9 @@
 
 import random
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from longspan.eval.desk import Desk, Material
 from longspan.eval.rows import Row
@@ -29,12 +29,6 @@ class Recall(Task):
     kind: Literal["recall"] = "recall"
     length: int = Field(ge=4 * NEAREST_TOKENS)
     trials: int = Field(default=4, ge=2)
-
-    @model_validator(mode="after")
-    def _room(self) -> Self:
-        if len(self.distances) < 2:
-            raise ValueError("a longer context is needed for two distances")
-        return self
 
     @property
     def distances(self) -> tuple[int, ...]:
