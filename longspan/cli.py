@@ -15,7 +15,6 @@ from longspan.utils.values import nearest
 
 if TYPE_CHECKING:
     from longspan.pipeline.recipe import Recipe
-    from longspan.records import StepMetrics
 
 OK, MISTAKE, BUG, STORAGE, AGAIN = 0, 2, 70, 74, 75
 SPREAD_VERBS = ("run", "train", "verify")  # work on all ranks
@@ -39,6 +38,10 @@ longspan takes a language model that was trained on a short context and gives ba
   train RECIPE [OVERRIDES]          prepare the data and train
   verify RECIPE [OVERRIDES]         compare the loss and gradients of the recipe's meshes with one rank, on a slice
   eval RECIPE [WHEN] [OVERRIDES]    evaluate the model `before` or `after` training (after, unless told)
+  eval rebuild ROWS KEY             print the exact context and question of one row of a run's eval/*.rows.jsonl
+  eval merge INTO ROWS [ROWS ...]   add the rows of other machines to a file
+  eval compare FIRST SECOND         what differs between two files of rows on the contexts that both answered
+  eval server RECIPE URL MODEL      evaluate a model behind an OpenAI-compatible server with a recipe's tasks
   export RECIPE [OVERRIDES]         write the trained model as a Hugging Face folder and check it
   report RECIPE [OVERRIDES]         write the page and the summary from what is there
   init MODEL [--to FILE]            write a commented recipe for a model folder
@@ -96,7 +99,9 @@ def _guarded(verb: str, words: list[str], *, as_json: bool) -> tuple[int, dict[s
 
 
 def _told(error: LongspanError) -> tuple[int, dict[str, Any]]:
-    _show_error(error)
+    from longspan.screen import show_error
+
+    show_error(error)
     status = STORAGE if isinstance(error, StorageError) else AGAIN if error.code == LOST else MISTAKE
     told = {"code": error.code, "what": error.what, "where": error.where, "fix": error.fix}
     return status, {"status": "error", **told}
@@ -138,19 +143,18 @@ def _recipe_verb(verb: str, words: list[str], *, as_json: bool) -> tuple[int, di
             print(f"{_usage(verb)}\n\nlongspan {verb} RECIPE --help lists every key that can be overridden")
             return OK, {"status": "ok"}
         raise ConfigError("cli.usage", f"{verb} needs a recipe", where=_usage(verb), fix="name a .toml file first")
+    if verb == "eval" and words[0] in ("rebuild", "merge", "compare", "server") and not Path(words[0]).exists():
+        return _eval_more(words[0], words[1:], as_json=as_json)
     typed = [verb, *words, *(["--json"] if as_json else [])]
     path, words = Path(words[0]), words[1:]
-    when = "after"
-    if verb == "eval" and words and not words[0].startswith("-"):
-        when, words = words[0], words[1:]
-        if when not in ("before", "after"):
-            raise ConfigError("cli.usage", f"no {when!r} to evaluate", where="eval", fix="say before or after")
+    when, words = _when(words) if verb == "eval" else ("after", words)
 
     recipe = _read_recipe(path, words, prog=f"longspan {verb} {path}")
     if recipe is None:
         return OK, {"status": "ok"}
 
     from longspan.pipeline import stages
+    from longspan.screen import Screen, show_result
     from longspan.train.signals import stop_on_signals
 
     if verb in SPREAD_VERBS:
@@ -168,8 +172,17 @@ def _recipe_verb(verb: str, words: list[str], *, as_json: bool) -> tuple[int, di
             result = stages.evaluate(recipe, when, observer=screen, stop=stop)
         else:
             result = getattr(stages, verb)(recipe, observer=screen, stop=stop)
-    _show_result(result, to_stderr=as_json)
+    show_result(result, to_stderr=as_json)
     return OK, {"status": "ok", **result}
+
+
+def _when(words: list[str]) -> tuple[str, list[str]]:
+    """What of a run is evaluated, and the words after it."""
+    if not words or words[0].startswith("-"):
+        return "after", words
+    if words[0] not in ("before", "after"):
+        raise ConfigError("cli.usage", f"no {words[0]!r} to evaluate", where="eval", fix="say before or after")
+    return words[0], words[1:]
 
 
 def _read_recipe(path: Path, words: list[str], *, prog: str) -> Recipe | None:
@@ -202,6 +215,17 @@ def _follow(verb: str, recipe: Recipe, stop: Callable[[], bool], *, rank: int) -
 
 
 # Verbs without a recipe
+
+
+def _eval_more(what: str, words: list[str], *, as_json: bool) -> tuple[int, dict[str, Any]]:
+    from longspan.pipeline.evalverbs import eval_verb
+    from longspan.screen import Screen
+    from longspan.train.signals import stop_on_signals
+
+    with stop_on_signals() as stop, Screen() as screen:
+        told, found = eval_verb(what, words, observer=screen, stop=stop)
+    (sys.stderr if as_json else sys.stdout).write(told)
+    return OK, {"status": "ok", **found}
 
 
 def _words(
@@ -295,103 +319,5 @@ def _bench(words: list[str], as_json: bool) -> tuple[int, dict[str, Any]]:
     return OK, {"status": "ok", **line}
 
 
-# What people see
-
-
 def _tell(text: str, *, to_stderr: bool) -> None:
     print(text, file=sys.stderr if to_stderr else sys.stdout)
-
-
-def _show_error(error: LongspanError) -> None:
-    from rich.console import Console
-    from rich.text import Text
-
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
-    console.print(Text.assemble(("error: ", "bold red"), error.what, (f" [{error.code}]", "dim")))
-    if error.where:
-        console.print(Text(f"  where: {error.where}"))
-    if error.fix:
-        console.print(Text.assemble("  do:    ", (error.fix, "bold")))
-
-
-def _show_result(result: dict[str, Any], *, to_stderr: bool) -> None:
-    """The needle accuracy of a run by length, and every plain value a line."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(stderr=to_stderr, soft_wrap=True, highlight=False)
-    before, after = (result.get(f"needle_{when}") or {} for when in ("before", "after"))
-    if before or after:
-        table = Table("length", "before", "after", title="needles found")
-        for length in sorted({*before, *after}, key=int):
-            cells = (f"{found[length]:.0%}" if length in found else "" for found in (before, after))
-            table.add_row(f"{int(length):,}", *cells)
-        console.print(table)
-    for key, value in result.items():
-        if isinstance(value, str | int | float):
-            console.print(f"{key}: {f'{value:.4g}' if isinstance(value, float) else value}", markup=False)
-
-
-class Screen:
-    """An observer that shows phases and bars on standard error: live on a terminal, plain lines elsewhere."""
-
-    LINE_EVERY_SECONDS = 15.0
-
-    def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self._console = Console(stderr=True, highlight=False)
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.percentage:>3.0f}%"),
-            TextColumn("{task.fields[facts]}"),
-            TimeRemainingColumn(),
-            console=self._console,
-            disable=not self._console.is_terminal,
-        )
-        self._bar = self._progress.add_task("", visible=False, facts="")
-        self._phase, self._next_line = "", 0.0
-
-    def __enter__(self) -> Screen:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def phase(self, name: str, *, skipped: bool) -> None:
-        """Name the phase on a line of its own, and begin its bar."""
-        self._phase, self._next_line = name, 0.0
-        self._console.print(f"{name}: done before" if skipped else name)
-        self._progress.reset(self._bar, description=name, visible=False, total=None, facts="")
-
-    def step(self, metrics: StepMetrics, *, step_tokens: int, total_tokens: int) -> None:
-        """Show loss and speed of a training step."""
-        speed = step_tokens / metrics.seconds if metrics.seconds > 0 else 0.0
-        facts = f"length {metrics.length:,} · loss {metrics.loss:.3f} · {speed:,.0f} tokens/s"
-        self._show(metrics.tokens, total=total_tokens, facts=facts)
-
-    def progress(self, done: int, *, total: int, what: str) -> None:
-        """Show how far a phase is."""
-        self._show(done, total=total, facts=what)
-
-    def tell(self, text: str) -> None:
-        """Show a line."""
-        self._console.print(text, markup=False, soft_wrap=True)
-
-    def warn(self, text: str) -> None:
-        """Show a warning."""
-        from rich.text import Text
-
-        self._console.print(Text.assemble(("warning: ", "bold yellow"), text))
-
-    def _show(self, done: int, *, total: int, facts: str) -> None:
-        import time
-
-        self._progress.update(self._bar, completed=done, total=total, facts=facts, visible=True)
-        now = time.monotonic()
-        if self._progress.disable and (now >= self._next_line or done >= total):
-            self._next_line = now + self.LINE_EVERY_SECONDS
-            self._console.print(f"{self._phase}: {done / total:4.0%} {facts}")

@@ -1,51 +1,244 @@
-"""Long forward passes without gradients: a context into a cache, short suffixes after it, loss by position."""
+"""Long forward passes by hand, without gradients: a context into kept keys and values, questions that branch from it.
+
+A context goes through the blocks one after another, whole, as in training (`longspan.engine.block`): so it is read at
+the engine's speed, and each layer's keys and values are complete before the next begins and may leave the device.
+Questions then go through the blocks side by side, each seeing the context and itself.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from longspan.engine.precision import autocast, compute_dtype
-from longspan.engine.step import LOSS_TILE_TOKENS
-from longspan.model.cache import KVCache
-from longspan.model.decoder import Decoder
+from longspan.attention.cached import masked, over_all
+from longspan.attention.documents import Runs
+from longspan.attention.online import merge
+from longspan.attention.schemes.base import Scheme
+from longspan.attention.schemes.local import Local
+from longspan.engine import pointwise
+from longspan.engine.block import BlockPass, Work
+from longspan.engine.hostmemory import ALIGNMENT, HostMemory
+from longspan.engine.kept import Keep, Kept, layer_bytes, layers_on_device
+from longspan.engine.linear import Linear
+from longspan.engine.precision import compute_dtype
+from longspan.engine.store import Store
+from longspan.model.decoder import Block, Decoder
+from longspan.rope.rotate import cos_sin
 
-CHUNK_TOKENS = 4096
-
-
-def new_cache(decoder: Decoder, capacity_tokens: int) -> KVCache:
-    """An empty cache that fits the decoder, its device and the type it computes in."""
-    return KVCache(decoder.shape, capacity_tokens, device=decoder.device, dtype=compute_dtype(decoder))
-
-
-@torch.no_grad()
-def prefill(decoder: Decoder, tokens: Int[Tensor, " S"], cache: KVCache, *, chunk_tokens: int = CHUNK_TOKENS) -> None:
-    """Append a context to the cache, chunk by chunk; no logits are formed."""
-    for chunk in torch.split(tokens.to(decoder.device), chunk_tokens):
-        with autocast(decoder):
-            decoder.hidden(chunk[None], cache=cache)
-
-
-@torch.no_grad()
-def extend(decoder: Decoder, tokens: Int[Tensor, " n"], cache: KVCache) -> Float[Tensor, "n v"]:
-    """Float32 logits of a short suffix after the cache, which grows by its n tokens; `cache.crop` takes them back."""
-    with autocast(decoder):
-        return decoder.logits(decoder.hidden(tokens.to(decoder.device)[None], cache=cache)[0])
+TILE_TOKENS = 8192
+LOGIT_ROWS = 2048  # 2,048 x 128,256 float32 logits are 1.05 GB
+KERNEL_BYTES = 2**30  # what one kernel call may give back: more heads a call keep a GPU busy on short rows
 
 
-@torch.no_grad()
-def token_nll(
-    decoder: Decoder, tokens: Int[Tensor, " S"], *, chunk_tokens: int = CHUNK_TOKENS
-) -> Float[Tensor, " targets"]:
-    """Loss in nats of tokens[1:], each given all tokens before it; float32 `[S − 1]`, logits never whole."""
-    tokens = tokens.to(decoder.device)
-    inputs, targets = tokens[:-1], tokens[1:]
-    cache = new_cache(decoder, inputs.shape[0])
-    losses = []
-    for chunk, wanted in zip(torch.split(inputs, chunk_tokens), torch.split(targets, chunk_tokens), strict=True):
-        with autocast(decoder):
-            hidden = decoder.hidden(chunk[None], cache=cache)[0]
-            tiles = torch.split(hidden, LOSS_TILE_TOKENS)
-            for tile, goal in zip(tiles, torch.split(wanted, LOSS_TILE_TOKENS), strict=True):
-                losses.append(functional.cross_entropy(decoder.logits(tile), goal, reduction="none"))
-    return torch.cat(losses)
+class Prefill:
+    """One decoder, forward only. `host` is memory that kept keys and values may go to; it is taken once and used again.
+
+    One context is kept at a time: reading the next puts the one before away.
+    """
+
+    def __init__(self, decoder: Decoder, keep: Keep | None = None) -> None:
+        self.decoder, self.keep = decoder, keep or Keep()
+        self.dtype = compute_dtype(decoder)
+        self._host = HostMemory(decoder.device)
+        self._kept: Kept | None = None
+        self._scheme = Local(merge=pointwise.merge_)
+
+    @torch.no_grad()
+    def read(self, tokens: Int[Tensor, " S"]) -> Kept:
+        """The keys and values of a context. Raises `LongspanError` when they fit neither the device nor the host."""
+        shape, store = self.decoder.shape, self._store(len(tokens))
+        if self._kept is not None:
+            self._kept.close()
+        self._host.reset()
+        near = layers_on_device(self.keep, shape, len(tokens), dtype=self.dtype, device=self.decoder.device)
+        if near < shape.layers:
+            each = layer_bytes(shape, len(tokens), self.dtype, codes=self.keep.codes)
+            each += 4 * len(store.tiles) * ALIGNMENT  # every piece begins on a page
+            self._host.reserve((shape.layers - near) * each)
+        self._kept = Kept(shape, store, dtype=self.dtype, on_device=near, codes=self.keep.codes)
+        self._through(tokens.to(self.decoder.device), store, self._kept)
+        self._kept.finish()
+        return self._kept
+
+    @torch.no_grad()
+    def token_nll(self, tokens: Int[Tensor, " S"]) -> Float[Tensor, " targets"]:
+        """Loss in nats of tokens[1:], each given all tokens before it; float32 `[S − 1]`, logits never whole."""
+        tokens = tokens.to(self.decoder.device)
+        x = self._through(tokens[:-1], self._store(len(tokens) - 1), None)
+        losses = []
+        for rows, wanted in zip(torch.split(x, LOGIT_ROWS), torch.split(tokens[1:], LOGIT_ROWS), strict=True):
+            logits = self._head(rows)
+            scale = torch.zeros(len(rows), dtype=torch.promote_types(logits.dtype, torch.float32), device=rows.device)
+            losses.append(pointwise.cross_entropy_(logits, wanted, scale))  # no gradient is asked for: scale zero
+        return torch.cat(losses).float()
+
+    @torch.no_grad()
+    def logits(self, hidden: Float[Tensor, "n m"]) -> Float[Tensor, "n v"]:
+        """Logits, in float32 or wider, of rows of the residual stream before the last norm."""
+        found = self._head(hidden)
+        return found.to(torch.promote_types(found.dtype, torch.float32))
+
+    def _head(self, hidden: Tensor) -> Tensor:
+        decoder = self.decoder
+        head = Linear(decoder.embed if decoder.shape.tied else decoder.head, self.dtype)
+        return head(pointwise.norm(hidden, decoder.norm.weight.detach(), decoder.norm.epsilon))
+
+    def _store(self, tokens: int) -> Store:
+        tile = min(TILE_TOKENS, tokens)
+        return Store(self.decoder.device, tokens=tokens, tile_tokens=tile, host=self._host)
+
+    def _through(self, tokens: Int[Tensor, " S"], store: Store, kept: Kept | None) -> Float[Tensor, "S m"]:
+        """The residual stream behind the last block."""
+        x = self.embedded(tokens, store)
+        # Kept keys have places of their own, so their buffers here hold nothing.
+        work = self.work(tokens, torch.arange(len(tokens), device=tokens.device), store, kv_tokens=0 if kept else None)
+        for layer, block in enumerate(self.blocks()):
+            k, v = (work.k, work.v) if kept is None else kept.target(layer)
+            run = BlockPass(block, replace(work, k=k, v=v), dtype=self.dtype)
+            self.block(run, x, work)
+            if kept is not None:
+                kept.commit(layer)
+        return x
+
+    def blocks(self) -> Iterator[Block]:
+        """The decoder's blocks from the bottom up."""
+        for block in self.decoder.blocks:
+            assert isinstance(block, Block)
+            yield block
+
+    def embedded(self, tokens: Int[Tensor, " T"], store: Store) -> Float[Tensor, "T m"]:
+        """The residual stream before the first block."""
+        x = torch.empty((len(tokens), self.decoder.shape.width), dtype=self.dtype, device=tokens.device)
+        for tile in store.tiles:
+            x[tile].copy_(functional.embedding(tokens[tile], self.decoder.embed.weight))
+        return x
+
+    def work(
+        self, tokens: Int[Tensor, " T"], positions: Int[Tensor, " T"], store: Store, *, kv_tokens: int | None = None
+    ) -> Work:
+        """Buffers of one pass over so many tokens; those of keys and values for `kv_tokens`, if these are fewer."""
+        shape, device, total = self.decoder.shape, tokens.device, len(tokens)
+        cos, sin = cos_sin(positions[None], self.decoder.frequencies, angle_dtype=self.decoder.angle_dtype)
+        wide = torch.promote_types(self.dtype, torch.float32)
+        heads_bytes = shape.heads // shape.kv_heads * total * shape.head_dim * self.dtype.itemsize
+        step = max(1, min(shape.kv_heads, KERNEL_BYTES // heads_bytes))
+        starts = range(0, shape.kv_heads, step)
+        kv = (shape.kv_heads, total if kv_tokens is None else kv_tokens, shape.head_dim)
+        return Work(
+            store=store,
+            scheme=self._scheme,
+            runs=((0, total),),
+            groups=tuple(slice(start, min(start + step, shape.kv_heads)) for start in starts),
+            cos=cos[0],
+            sin=sin[0],
+            q=torch.empty((shape.heads, total, shape.head_dim), dtype=self.dtype, device=device),
+            k=torch.empty(kv, dtype=self.dtype, device=device),
+            v=torch.empty(kv, dtype=self.dtype, device=device),
+            lse=torch.empty((shape.heads, total), dtype=wide, device=device),
+        )
+
+    @staticmethod
+    def block(run: BlockPass, x: Float[Tensor, "T m"], work: Work) -> None:
+        """One block, its output in the place of x."""
+        tiles = work.store.tiles
+        run.attention([x[tile]] for tile in tiles)
+        for tile in tiles:
+            run.rest(x[tile], work.q[:, tile], out=x[tile])
+
+
+@dataclass(frozen=True)
+class AfterContext(Scheme):
+    """Attention of questions laid side by side: each sees the kept context and itself, none sees another.
+
+    `at [B, n]` says where in its own question each token stands, always before `reach`. `own_k` and `own_v
+    [B, g, room, d]` keep the questions' own keys and values in this layer, and are written here.
+    """
+
+    context: tuple[Tensor, Tensor]
+    own_k: Float[Tensor, "B g room d"]
+    own_v: Float[Tensor, "B g room d"]
+    at: Int[Tensor, "B n"]
+    reach: int
+
+    def forward(
+        self,
+        q: Float[Tensor, "h T d"],
+        k: Float[Tensor, "g T d"],
+        v: Float[Tensor, "g T d"],
+        *,
+        runs: Runs,  # noqa: ARG002 - the questions are not documents of one row: each has its place in `at`
+        window: int | None,
+    ) -> tuple[Float[Tensor, "h T d"], Float[Tensor, "h T"]]:
+        """Attention over the question's own keys, merged with that over the context."""
+        count, width = self.at.shape
+        rows = torch.arange(count, device=q.device)[:, None]
+        for own, new in ((self.own_k, k), (self.own_v, v)):
+            own.transpose(1, 2)[rows, self.at] = new.view(len(new), count, width, -1).permute(1, 2, 0, 3)
+        reach = self.reach
+        away = self.at[..., None] - torch.arange(reach, device=q.device)
+        seen = (away >= 0) & (away < (reach if window is None else window))
+        queries = q.view(len(q), count, width, -1).transpose(0, 1)
+        found = masked(queries, self.own_k[:, :, :reach], self.own_v[:, :, :reach], seen)
+        o, lse = (x.transpose(0, 1).flatten(1, 2) for x in found)
+        other = self._over_context(q, window)
+        merged, lse = merge(o[None], lse[None], other[0][None], other[1][None].to(lse.dtype))
+        return merged[0].to(q.dtype), lse[0]
+
+    def _over_context(self, q: Tensor, window: int | None) -> tuple[Tensor, Tensor]:
+        keys, values = self.context
+        length = keys.shape[1]
+        if window is None:
+            return over_all(q, keys, values)
+        first = min(length - 1, max(0, length - window + 1))  # earlier keys no question can see
+        away = length + self.at.flatten()[:, None] - torch.arange(first, length, device=q.device)
+        o, lse = masked(q[None], keys[None, :, first:], values[None, :, first:], (away < window)[None])
+        return o[0], lse[0]
+
+    def backward(self, *_: Any, **__: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Never asked for: nothing is trained after a kept context."""
+        raise AssertionError("questions after a kept context have no gradients")
+
+
+class Branches:
+    """`count` texts that go on after one kept context, side by side, each of up to `room_tokens` tokens."""
+
+    def __init__(self, prefill: Prefill, kept: Kept, *, count: int, room_tokens: int) -> None:
+        self._prefill, self._kept = prefill, kept
+        shape, device = prefill.decoder.shape, prefill.decoder.device
+        # One place more than there is room: what pads a shorter text may be written there, and nothing sees it.
+        size = (shape.layers, count, shape.kv_heads, room_tokens + 1, shape.head_dim)
+        self._keys, self._values = (torch.zeros(size, dtype=prefill.dtype, device=device) for _ in range(2))
+        self.lengths = torch.zeros(count, dtype=torch.int64, device=device)
+        self.room_tokens = room_tokens
+        self._reach = 0  # places of `own` that may hold something
+
+    @torch.no_grad()
+    def extend(self, texts: Sequence[Sequence[int]]) -> list[Float[Tensor, "n m"]]:
+        """Append some tokens to every text; the residual stream before the last norm at each of them."""
+        device, counts = self._prefill.decoder.device, [len(text) for text in texts]
+        width = max(counts)
+        assert len(texts) == len(self.lengths)
+        assert min(counts) > 0
+        padded = torch.tensor([[*text, *[0] * (width - len(text))] for text in texts], device=device)
+        at = self.lengths[:, None] + torch.arange(width, device=device)
+        at = at.clamp_max(self.room_tokens)
+        store = Store(
+            device, tokens=padded.numel(), tile_tokens=min(TILE_TOKENS, padded.numel()), host=HostMemory(device)
+        )
+        self._reach = min(self._reach + width, self.room_tokens + 1)
+        tokens, positions = padded.flatten(), (self._kept.length + at).flatten()
+        x = self._prefill.embedded(tokens, store)
+        work = self._prefill.work(tokens, positions, store)
+        whole = (slice(0, self._prefill.decoder.shape.kv_heads),)
+        parts = zip(self._prefill.blocks(), self._kept.layers(), self._keys, self._values, strict=True)
+        for block, context, keys, values in parts:
+            scheme = AfterContext(context, keys, values, at, self._reach)
+            own = replace(work, scheme=scheme, groups=whole)
+            self._prefill.block(BlockPass(block, own, dtype=self._prefill.dtype), x, own)
+        self.lengths += torch.tensor(counts, device=device)
+        rows = x.view(*padded.shape, -1)
+        return [row[:count] for row, count in zip(rows, counts, strict=True)]

@@ -1,36 +1,55 @@
 """What every task works with: the model as a reader, the held-out text, the rows that exist, the wish to stop."""
 
-import hashlib
+import re
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from longspan.eval.rows import Row, Rows, key_of
+from longspan.eval.rows import Row, Rows, ids_sha256, key_of
 from longspan.eval.text import Documents, Ids
 from longspan.probes import Branch, Context, Encode
 from longspan.utils.errors import Interrupted
 
+Decode = Callable[[Sequence[int]], str]
+
+
+class Asked(Protocol):
+    """A question and its gold answer, as ids; `probes.Branch` is one."""
+
+    @property
+    def question(self) -> Sequence[int]:
+        """What follows the context."""
+
+    @property
+    def answer(self) -> Sequence[int]:
+        """What should follow the question."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """How one gold answer fared: `hit` when greedy decoding gives it exactly; `logprob` of all its tokens, in nats."""
+    """How one gold answer fared: `hit` when greedy decoding gives it exactly; `logprob` of all its tokens, in nats.
+
+    A reader that cannot see probabilities leaves `logprob` out.
+    """
 
     hit: bool
-    logprob: float
+    logprob: float | None
 
 
 class Reading(Protocol):
     """A context that has been read once and may be asked many times; no question sees another."""
 
-    def score(self, question: Sequence[int], answer: Sequence[int]) -> Score:
-        """Teacher-forced score of the gold `answer` after `question`."""
+    def score(self, asked: Sequence[Asked]) -> list[Score]:
+        """Teacher-forced score of each gold answer after its question."""
 
-    def generate(self, question: Sequence[int], *, max_new_tokens: int, stop_ids: Sequence[int] = ()) -> list[int]:
-        """The greedy continuation of `question`."""
+    def generate(
+        self, questions: Sequence[Sequence[int]], *, max_new_tokens: Sequence[int], stop_ids: Sequence[int] = ()
+    ) -> list[list[int]]:
+        """The greedy continuation of each question, of up to so many tokens each."""
 
 
 class Reader(Protocol):
@@ -45,18 +64,23 @@ class Reader(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Material:
-    """What contexts are made of: held-out text, the tokenizer, the seed."""
+    """What contexts are made of: held-out text, the tokenizer, the seed. `text_id` is a hash of the text's tokens;
+    one of `stop_ids` ends a free reply.
+    """
 
     documents: Documents
     encode: Encode
+    decode: Decode
     seed: int
+    text_id: str = ""
+    stop_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Desk:
     """One evaluation at work. `model_id` names weights, positions and number format in the keys of rows.
 
-    `stop` is polled before every context; `advance` is told the tokens of each finished one.
+    `facts` stand in every row. `stop` is polled before every context; `advance` is told the tokens of each.
     """
 
     reader: Reader
@@ -65,6 +89,7 @@ class Desk:
     model_id: str
     stop: Callable[[], bool]
     advance: Callable[[int], None]
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     def poll(self) -> None:
         """Raise `Interrupted` when the run should stop; every row so far is on disk."""
@@ -73,15 +98,25 @@ class Desk:
 
     def key(self, task: str, tokens: Ids, branch: Branch | None = None) -> str:
         """The key of a row: the model, the very tokens it reads, and the question if there is one."""
-        text = hashlib.sha256(tokens.astype("<i8").tobytes()).hexdigest()
         asked = None if branch is None else [branch.question, branch.answer]
-        return key_of(self.model_id, task, text, asked)
+        return key_of(self.model_id, task, ids_sha256(tokens), asked)
 
-    def ask(self, context: Context, *, task: str, length: int, cluster: str) -> list[Row]:
+    def ask(
+        self,
+        context: Context,
+        *,
+        task: str,
+        length: int,
+        cluster: str,
+        spec: Mapping[str, Any],
+        cost_tokens: int | None = None,
+    ) -> list[Row]:
         """One row a branch of `context`, in order; branches that have a row are not run again.
 
         `length` counts the context and its longest branch. `cluster` names the context: its branches are not
-        independent trials. The row's `seconds` include an equal share of reading the context.
+        independent trials. `spec` is what builds the context again. The row's `seconds` are an equal share of reading
+        the context and of all its questions, which go through the model together. `cost_tokens` is what counts as
+        progress, where that is not `length`.
         """
         keys = [self.key(task, context.tokens, branch) for branch in context.branches]
         missing = [(key, branch) for key, branch in zip(keys, context.branches, strict=True) if not self.rows.get(key)]
@@ -89,20 +124,76 @@ class Desk:
             self.poll()
             start = time.monotonic()
             reading = self.reader.read(context.tokens, room_tokens=length - len(context.tokens))
-            share = (time.monotonic() - start) / len(missing)
-            for key, branch in missing:
-                start = time.monotonic()
-                name = {"key": key, "task": task, "model": self.model_id, "length": length, "cluster": cluster}
-                answered = _answered(reading, branch)
-                self.rows.append({**name, **answered, "seconds": share + time.monotonic() - start})
-        self.advance(length)
+            read_seconds = time.monotonic() - start
+            answered = _answered(reading, [branch for _, branch in missing], self.material)
+            shared = {
+                "task": task,
+                "model": self.model_id,
+                "length": length,
+                "cluster": cluster,
+                "context": ids_sha256(context.tokens),
+                "spec": {**spec, "seed": self.material.seed, "text": self.material.text_id},
+                **self.facts,
+                "read_seconds": read_seconds / len(missing),
+                "seconds": (time.monotonic() - start) / len(missing),
+            }
+            for (key, _), found in zip(missing, answered, strict=True):
+                self.rows.append({"key": key, **shared, **found})
+        self.advance(length if cost_tokens is None else cost_tokens)
         return [row for key in keys if (row := self.rows.get(key)) is not None]
 
 
-def _answered(reading: Reading, branch: Branch) -> Row:
-    score = reading.score(branch.question, branch.answer)
-    # After a first wrong token teacher forcing no longer shows what the model would say, so a miss is decoded.
-    said = branch.answer if score.hit else reading.generate(branch.question, max_new_tokens=len(branch.answer))
+def _answered(reading: Reading, branches: Sequence[Branch], material: Material) -> list[Row]:
+    found: dict[int, Row] = {}
+    free = [index for index, branch in enumerate(branches) if branch.reply_tokens]
+    if free:
+        sizes = [branches[index].reply_tokens for index in free]
+        questions = [branches[index].question for index in free]
+        said = reading.generate(questions, max_new_tokens=sizes, stop_ids=material.stop_ids)
+        found |= {i: _free_row(branches[i], tokens, material) for i, tokens in zip(free, said, strict=True)}
+    forced = [index for index, branch in enumerate(branches) if not branch.reply_tokens]
+    if forced:
+        mine = [branches[index] for index in forced]
+        found |= dict(zip(forced, _forced_rows(reading, mine, material), strict=True))
+    return [found[index] for index in range(len(branches))]
+
+
+def _forced_rows(reading: Reading, branches: Sequence[Branch], material: Material) -> list[Row]:
+    scores = reading.score(branches)
+    # After a first wrong token teacher forcing no longer shows what the model would say, so misses are decoded.
+    said: list[Sequence[int]] = [branch.answer for branch in branches]
+    missed = [index for index, score in enumerate(scores) if not score.hit]
+    if missed:
+        mine = [branches[index] for index in missed]
+        sizes = [len(branch.answer) for branch in mine]
+        found = reading.generate([branch.question for branch in mine], max_new_tokens=sizes)
+        for index, tokens in zip(missed, found, strict=True):
+            said[index] = tokens
+    return [_forced_row(*parts, material) for parts in zip(branches, scores, said, strict=True)]
+
+
+def _forced_row(branch: Branch, score: Score, said: Sequence[int], material: Material) -> Row:
+    row = _row(branch, said, material)
+    share = substring_score(row["prediction"], branch.item.wanted)
+    return {**row, "hit": score.hit, "score": 1.0 if score.hit else share, "logprob": score.logprob}
+
+
+def _free_row(branch: Branch, said: Sequence[int], material: Material) -> Row:
+    row = _row(branch, said, material)
+    score = substring_score(row["prediction"], branch.item.wanted)
+    strict = whole_word_score(row["prediction"], branch.item.wanted)
+    stop = "cap" if len(said) == branch.reply_tokens else "eos"
+    return {
+        **row,
+        "hit": score == 1.0,
+        "score": score,
+        "strict": strict,
+        "stop": stop,
+        "wanted": list(branch.item.wanted),
+    }
+
+
+def _row(branch: Branch, said: Sequence[int], material: Material) -> Row:
     return {
         "depth": branch.depth,
         "offset_tokens": branch.offset_tokens,
@@ -110,6 +201,18 @@ def _answered(reading: Reading, branch: Branch) -> Row:
         "gold": branch.item.answer,
         "gold_tokens": list(branch.answer),
         "predicted_tokens": list(said),
-        "hit": score.hit,
-        "logprob": score.logprob,
+        "prediction": material.decode(said),
     }
+
+
+def substring_score(reply: str, wanted: Sequence[str]) -> float:
+    """The share of `wanted` that the reply holds anywhere, in any case; RULER's score of most tasks."""
+    parts = [part for part in wanted if part]
+    return sum(part.lower() in reply.lower() for part in parts) / len(parts) if parts else 0.0
+
+
+def whole_word_score(reply: str, wanted: Sequence[str]) -> float:
+    """As `substring_score`, but a part counts only where no letter or digit touches it."""
+    parts = [part for part in wanted if part]
+    hits = sum(bool(re.search(rf"(?<!\w){re.escape(part)}(?!\w)", reply, re.IGNORECASE)) for part in parts)
+    return hits / len(parts) if parts else 0.0

@@ -1,17 +1,21 @@
 """One evaluation from tasks to findings: checked before it starts, resumable while it runs."""
 
+import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
+from longspan.engine.kept import Keep
 from longspan.engine.precision import compute_dtype
 from longspan.eval.context import DecoderReader
-from longspan.eval.desk import Desk, Material
-from longspan.eval.rows import Rows
-from longspan.eval.tasks.base import Task
+from longspan.eval.desk import Desk, Material, Reader
+from longspan.eval.rows import Row, Rows
+from longspan.eval.tasks.base import Findings, Task
 from longspan.model.decoder import Decoder
-from longspan.records import Evaluation
+from longspan.records import Evaluation, TaskScore
 from longspan.utils.errors import ConfigError
+from longspan.utils.stats import Group, mean, score_interval
 
 
 def check(tasks: Sequence[Task], material: Material) -> None:
@@ -28,7 +32,7 @@ def check(tasks: Sequence[Task], material: Material) -> None:
         task.check(material)
 
 
-def evaluate(
+def evaluate(  # noqa: PLR0913 - what an evaluation is told
     decoder: Decoder,
     tasks: Sequence[Task],
     *,
@@ -38,14 +42,48 @@ def evaluate(
     rows_path: Path,
     progress: Callable[[int, int], None],
     stop: Callable[[], bool],
+    keep: Keep | None = None,
 ) -> Evaluation:
     """Run the tasks in order, one row an answer in the JSONL file `rows_path`; rows that exist are not run again.
 
     `progress(done, total)` counts context tokens (questions are small beside them), rows found on disk included.
     `model_id` names the weights and positions; a different one shares no row. `stop` is polled before every context.
-    Raises `Interrupted` when stopped (call again to go on), `ConfigError` and `DataError` as `check` does.
+    Raises `Interrupted` when stopped (call again to go on), `ConfigError` and `DataError` as `check` does, `ModelError`
+    when questions after a kept context do not get the logits of a plain forward.
     """
     check(tasks, material)
+    reader = DecoderReader(decoder, keep)
+    dtype = str(compute_dtype(decoder)).removeprefix("torch.")
+    kept = "fp8" if keep is not None and keep.codes else dtype
+    facts = {"dtype": dtype, "kv_dtype": kept, "attention": "exact"}
+    return evaluate_reader(
+        reader,
+        tasks,
+        name=name,
+        material=material,
+        model_id=model_id,
+        row_model=f"{model_id}/{dtype}" + ("" if kept == dtype else f"/{kept}"),
+        facts=facts | {"branch_difference": reader.check()},
+        rows_path=rows_path,
+        progress=progress,
+        stop=stop,
+    )
+
+
+def evaluate_reader(  # noqa: PLR0913 - what an evaluation is told
+    reader: Reader,
+    tasks: Sequence[Task],
+    *,
+    name: str,
+    material: Material,
+    model_id: str,
+    row_model: str,
+    facts: dict[str, Any],
+    rows_path: Path,
+    progress: Callable[[int, int], None],
+    stop: Callable[[], bool],
+) -> Evaluation:
+    """As `evaluate`, with any reader; `row_model` names the model and how it is run, and `facts` stand in every row."""
     total = sum(task.cost_tokens(material.documents) for task in tasks)
     done = 0
 
@@ -55,18 +93,63 @@ def evaluate(
         progress(done, total)
 
     desk = Desk(
-        reader=DecoderReader(decoder),
+        reader=reader,
         material=material,
         rows=Rows(rows_path),
-        model_id=f"{model_id}/{str(compute_dtype(decoder)).removeprefix('torch.')}",
+        model_id=row_model,
         stop=stop,
         advance=advance,
+        facts={key: value for key, value in facts.items() if key != "branch_difference"},
     )
     findings = [task.run(desk) for task in tasks]
+    scores = scores_of(row for found in findings for row in found.rows)
     return Evaluation(
         name=name,
         model=model_id,
         cells=tuple(cell for found in findings for cell in found.cells),
         bins=tuple(entry for found in findings for entry in found.bins),
         seconds=sum(row["seconds"] for found in findings for row in found.rows),
+        scores=scores,
+        recalls=tuple(entry for found in findings for entry in found.recalls),
+        facts={**facts, **_facts_of(findings), **packed_minus_single(scores)},
     )
+
+
+def scores_of(rows: Iterable[Row]) -> tuple[TaskScore, ...]:
+    """Mean score of every task at every length; contexts are the clusters of the interval."""
+    groups: dict[tuple[str, int], dict[str, Group]] = {}
+    for row in rows:
+        if "score" not in row or row["task"] == "recall":  # half of its questions have no right answer
+            continue
+        clusters = groups.setdefault((row["task"].removeprefix("grid/"), row["length"]), {})
+        total, count = clusters.get(row["cluster"], (0.0, 0.0))
+        clusters[row["cluster"]] = (total + row["score"], count + 1)
+    found = []
+    for (task, length), clusters in groups.items():
+        mine = list(clusters.values())
+        low, high = score_interval(mine)
+        trials = int(sum(count for _, count in mine))
+        found.append(
+            TaskScore(task=task, length=length, value=mean(mine), low=low, high=high, trials=trials, contexts=len(mine))
+        )
+    return tuple(found)
+
+
+def packed_minus_single(scores: Sequence[TaskScore]) -> dict[str, str]:
+    """What sharing a context with other lines costs, in points, where a probe was asked both ways at a length.
+
+    The two are of different contexts: the interval adds the squares of both half widths.
+    """
+    known = {(score.task, score.length): score for score in scores}
+    found = {}
+    for (task, length), single in known.items():
+        if (packed := known.get((f"pack/{task}", length))) is not None:
+            difference = packed.value - single.value
+            half = math.hypot(*((score.high - score.low) / 2 for score in (packed, single)))
+            interval = f"[{100 * (difference - half):+.0f}, {100 * (difference + half):+.0f}]"
+            found[f"packed_minus_single_{task}_{length}"] = f"{100 * difference:+.0f} points {interval}"
+    return found
+
+
+def _facts_of(findings: Sequence[Findings]) -> dict[str, Any]:
+    return {key: value for found in findings for key, value in found.facts.items()}

@@ -1,8 +1,13 @@
 """The rows of an evaluation: one JSON object a line, written at once, so that a kill loses one row at most."""
 
+import hashlib
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from longspan.utils.errors import DataError
 from longspan.utils.files import storage_errors
@@ -14,6 +19,11 @@ Row = dict[str, Any]
 def key_of(*parts: Any) -> str:
     """The name of a row: a hash of everything that decides its result, given as JSON values."""
     return canonical_sha256(parts)[:32]
+
+
+def ids_sha256(tokens: NDArray[np.int64]) -> str:
+    """Hash of token ids, the same on every machine."""
+    return hashlib.sha256(tokens.astype("<i8").tobytes()).hexdigest()
 
 
 class Rows:
@@ -52,3 +62,20 @@ class Rows:
         with storage_errors(self.path), self.path.open("ab") as file:
             file.write(line.encode())
         self._rows[row["key"]] = row
+
+    def __iter__(self) -> Iterator[Row]:
+        """Every row in the order of the file; of two with one key the later."""
+        return iter(self._rows.values())
+
+    def merge(self, others: Iterable["Rows"]) -> int:
+        """Append every row of other files whose key is not here; how many there were. Raises as `append` does.
+
+        Two machines that ran the same evaluation gave the same answers, so whose row is kept changes its seconds alone.
+        """
+        count = 0
+        for rows in others:
+            for row in rows:
+                if self.get(row["key"]) is None:
+                    self.append(row)
+                    count += 1
+        return count

@@ -60,3 +60,25 @@ def window(documents: Documents, length: int, *, index: int, windows: int, rng: 
             have += take
     assert have == length
     return np.concatenate(parts)
+
+
+def whole_windows(documents: Documents, length: int, *, windows: int, stride: int) -> list[tuple[int, int]]:
+    """(document, start) of up to `windows` windows, each inside one document, evenly spread over all of a stride.
+
+    Documents joined together would not show what a long context does.
+    Raises `DataError` when no document has `length` tokens.
+    """
+    lengths = text_lengths(documents)
+    places = [
+        (document, start) for document, tokens in enumerate(lengths) for start in range(0, tokens - length + 1, stride)
+    ]
+    if not places:
+        raise DataError(
+            "eval.document-short",
+            f"no held-out document has the {length} tokens that a loss is asked for; "
+            f"the longest has {max(lengths, default=0)}",
+            fix="hold out a longer document, or ask for a shorter length",
+        )
+    if len(places) <= windows:
+        return places
+    return [places[int((index + 0.5) * len(places) / windows)] for index in range(windows)]

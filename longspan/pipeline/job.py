@@ -15,7 +15,6 @@ from tokenizers import Tokenizer
 
 from longspan.data.build import Stores, is_held_out
 from longspan.data.sources import Quarantine, read_documents
-from longspan.data.store import TokenStore
 from longspan.data.tokenize import END_OF_TEXT, load_tokenizer, train_tokenizer
 from longspan.model.decoder import Decoder
 from longspan.model.folder import read_plain
@@ -23,6 +22,7 @@ from longspan.model.lora import add_lora
 from longspan.model.weights import load
 from longspan.parallel.dist import World
 from longspan.parallel.mesh import Mesh
+from longspan.pipeline.evalrows import text_sha256
 from longspan.pipeline.meshes import automatic, machine_of, meshes, ranks_of
 from longspan.pipeline.observer import Observer, Stop
 from longspan.pipeline.recipe import Recipe
@@ -362,7 +362,7 @@ class Job:
 
         Known once the texts are prepared.
         """
-        return {**self.recipe.shaping, "base": self.base_identity, "tokens": _content(self.stores().train)}
+        return {**self.recipe.shaping, "base": self.base_identity, "tokens": text_sha256(self.stores().train)}
 
     @property
     def after_inputs(self) -> dict[str, Any]:
@@ -371,19 +371,17 @@ class Job:
 
     @property
     def _eval_inputs(self) -> dict[str, Any]:
-        held_out, seed = _content(self.stores().held_out), self.recipe.seed
-        return {"eval": self.recipe.plain()["eval"], "held_out": held_out, "seed": seed}
+        return {"eval": self.recipe.plain()["eval"], "held_out": self.held_out_sha256, "seed": self.recipe.seed}
+
+    @property
+    def held_out_sha256(self) -> str:
+        """Hash of the tokens that evaluation reads, and of their tokenizer."""
+        return text_sha256(self.stores().held_out)
 
     @property
     def export_inputs(self) -> dict[str, Any]:
         """What the exported folder depends on."""
         return {**self.train_inputs, "export": self.recipe.plain()["export"]}
-
-
-def _content(store: TokenStore) -> str:
-    """Hash of the tokens, their documents and the tokenizer; files that were set aside do not change it."""
-    files = {name: record.sha256 for name, record in store.manifest.files.items()}
-    return canonical_sha256([store.manifest.origin.tokenizer_sha256, files])
 
 
 def _seen(place: Path) -> list[tuple[str, int, int]]:

@@ -130,9 +130,14 @@ class Stage(Settings):
 
 
 class EvalChoice(Settings):
-    """What is measured before and after training, in this order."""
+    """What is measured before and after training, in this order.
+
+    `kept` is how the keys and values of a context are kept for its questions: as they are, or as fp8 numbers, which
+    takes half the memory, is not exact, and stands in every row.
+    """
 
     tasks: tuple[TaskChoice, ...] = ()
+    kept: Literal["exact", "fp8"] = "exact"
 
 
 class ExportChoice(Settings):

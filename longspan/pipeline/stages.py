@@ -11,7 +11,7 @@ import torch
 from longspan.data.build import Stores, build_stores
 from longspan.data.rows import StageRows
 from longspan.data.tokenize import plain_encode, separator_id
-from longspan.eval.desk import Material
+from longspan.engine.kept import Keep
 from longspan.eval.evaluate import check
 from longspan.eval.evaluate import evaluate as evaluate_decoder
 from longspan.model.decoder import Decoder
@@ -19,8 +19,12 @@ from longspan.model.lora import merge_lora
 from longspan.model.peft import save_adapter
 from longspan.model.weights import save
 from longspan.pipeline.engines import choices
+from longspan.pipeline.evalrows import changes
 from longspan.pipeline.figures import summary
+from longspan.pipeline.forecast import forecast
 from longspan.pipeline.job import Job
+from longspan.pipeline.machine import probe
+from longspan.pipeline.material import material_of
 from longspan.pipeline.memory import memory_errors
 from longspan.pipeline.observer import SILENT, Observer, Stop, never
 from longspan.pipeline.proof import SAMPLE_TOKENS, can_prove, logit_differences, round_weights
@@ -168,7 +172,7 @@ def _prepare(job: Job) -> None:
                 if error.where.startswith("mix."):
                     error.where = f"recipe: stages.{index}.{error.where}"
                 raise
-        check(job.recipe.eval.tasks, _material(job))
+        check(job.recipe.eval.tasks, material_of(job))
 
     _once(job, "prepare", job.prepare_inputs, work, job.folder.tokens, job.folder.tokenizer)
     job.require_same()
@@ -202,18 +206,6 @@ def _rows(job: Job) -> list[StageRows]:
     ]
 
 
-def _material(job: Job) -> Material:
-    documents = job.stores().held_out
-    if job.recipe.eval.tasks and not len(documents):
-        raise ConfigError(
-            "eval.no-text",
-            "the evaluation needs held-out documents, and none is held out",
-            where="recipe: data.held_out",
-            fix='name documents to hold out, such as held_out = ["*.txt"], or set held_out_share',
-        )
-    return Material(documents=documents, encode=plain_encode(job.tokenizer()), seed=job.recipe.seed)
-
-
 def _evaluate(job: Job, when: str) -> None:
     """One evaluation, resumable row by row; none without tasks."""
     path, fix = job.folder.evaluation(when), "use shorter lengths in eval.tasks, or a machine with more memory"
@@ -225,16 +217,22 @@ def _evaluate(job: Job, when: str) -> None:
             decoder, identity = job.base(), job.base_identity
         else:
             decoder, identity = job.trained()
+        material = material_of(job)
+        for line in forecast(
+            job.recipe.eval.tasks, material.documents, decoder.shape, probe(job.device, folder=job.folder.path)
+        ):
+            job.observer.tell(line)
         with memory_errors(lambda: f"evaluation {when} training", fix=fix):
             found = evaluate_decoder(
                 decoder.eval(),
                 job.recipe.eval.tasks,
                 name=when,
-                material=_material(job),
+                material=material,
                 model_id=canonical_sha256([identity, asdict(decoder.frequencies)]),
                 rows_path=path.with_suffix(".rows.jsonl"),
                 progress=lambda done, total: job.progress(done, total, "tokens read"),
                 stop=job.stop,
+                keep=Keep(codes=job.recipe.eval.kept == "fp8"),
             )
         write_json(path, found.to_json())
 
@@ -335,6 +333,7 @@ def _report(job: Job) -> dict[str, Any]:
             seconds=phases,
             versions=versions(),
             notes=notes,
+            differences=changes(folder.evaluation("before"), folder.evaluation("after")),
         )
         write_report(folder.report, page)
         maps = heatmaps_svg([evaluation for evaluation in (before, after) if evaluation is not None])

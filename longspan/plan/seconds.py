@@ -27,6 +27,11 @@ UNKNOWN_PEAK, CPU_PEAK = 50e12, 0.1e12
 READS = 2  # in the backward pass x, o and the gradient are each read twice
 
 
+def attention_share(head_dim: int) -> float:
+    """Share of the peak that attention reaches."""
+    return next(share for dim, share in ATTENTION_SHARES.items() if dim <= head_dim)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Seconds:
     """Where the time of one forward and backward pass goes."""
@@ -51,7 +56,7 @@ def predict_seconds(work: Workload, choice: EngineChoice, machine: Machine) -> S
     attention = (1 + ATTENTION_BACKWARD) * forward_attention + repeated_attention_flops(shape, lengths, choice) / ranks
     linear = hardware_flops(shape, lengths, choice, adapters=work.adapters) / ranks - attention
     forward = linear_forward_flops(shape, work.tokens) / (LINEAR_SHARE * peak)
-    attention_rate = peak * next(share for dim, share in ATTENTION_SHARES.items() if dim <= shape.head_dim)
+    attention_rate = peak * attention_share(shape.head_dim)
     forward += forward_attention / attention_rate
     parts = {"linear": linear / (LINEAR_SHARE * peak), "attention": attention / attention_rate}
     backward = sum(parts.values()) - forward

@@ -116,3 +116,22 @@ def _refuse_more_than(have: int, count: int, what: str) -> None:
             f"{count} different {what} are asked of a probe that has {have}",
             fix="ask for fewer items, or give the probe longer strings",
         )
+
+
+SYLLABLES = tuple(c + v for c in "bdfgklmnprstvz" for v in "aeiou")
+
+
+def coined(count: int, *, syllables: int, rng: random.Random, split: Split) -> list[str]:
+    """Distinct invented words such as `Lomarivu`, capitalised, that belong to `split`. Raises as `strings` does."""
+    _refuse_more_than(len(SYLLABLES) ** syllables // 4, count, f"invented words of {syllables} syllables")
+    drawn: dict[str, None] = {}
+    while len(drawn) < count:
+        text = "".join(rng.choices(SYLLABLES, k=syllables)).capitalize()
+        if split_of(text) == split:
+            drawn[text] = None
+    return list(drawn)
+
+
+def vocabulary(split: Split) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Adjectives and nouns of one side."""
+    return _vocabulary(split)

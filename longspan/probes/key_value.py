@@ -7,12 +7,12 @@ from typing import Literal
 from pydantic import Field
 
 from longspan.probes._words import Split, strings
-from longspan.probes.base import Item, Probe
+from longspan.probes.base import Item, PlantedProbe
 
 HEX = string.digits + "abcdef"
 
 
-class KeyValue(Probe):
+class KeyValue(PlantedProbe):
     """Lines such as `Key 9f03ac: 41d7be.`, asked by the key; lengths in hexadecimal digits."""
 
     kind: Literal["key_value"] = "key_value"

@@ -7,10 +7,10 @@ from typing import Literal
 from pydantic import Field
 
 from longspan.probes._words import Split, names, strings
-from longspan.probes.base import Item, Probe
+from longspan.probes.base import Item, PlantedProbe
 
 
-class Needle(Probe):
+class Needle(PlantedProbe):
     """Lines such as `The code of silent-harbor is 402913.`; asked by the same words up to the code, which a base model
     completes without having learned to answer questions.
     """

@@ -7,10 +7,10 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from longspan.probes._words import Split, strings
-from longspan.probes.base import Item, Probe
+from longspan.probes.base import Item, PlantedProbe
 
 
-class Passkey(Probe):
+class Passkey(PlantedProbe):
     """One line with a pass key, said twice, and the question for it; a text carries one only."""
 
     most_items: ClassVar[int | None] = 1

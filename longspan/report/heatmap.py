@@ -10,7 +10,7 @@ from longspan.records import Cell, Evaluation
 from longspan.report import numbers, palette
 from longspan.report.svg import element, svg, text
 
-CELL_WIDTH, CELL_HEIGHT, GAP = 64, 34, 2
+CELL_WIDTH, CELL_HEIGHT, GAP = 64, 42, 2
 LEFT, TOP, BOTTOM = 64, 34, 48
 FEW_TRIALS = 5  # below this a cell is hatched: its interval is too wide to be read as a rate
 
@@ -132,14 +132,17 @@ def _cell(cell: Cell | None, x: float, y: float) -> Markup:
     step = palette.level(cell.hits, cell.trials)
     middle = x + (CELL_WIDTH - GAP) / 2
     words = f"{cell.hits}/{cell.trials}"
+    interval = numbers.percents(*cell.interval)
     told = (
         f"{cell.probe}, {numbers.count(cell.length)} tokens, depth {100 * cell.depth:.3g} %: {words}, "
-        f"95 % interval {numbers.interval(cell.hits, cell.trials)} %"
+        f"95 % interval {interval} %"
     )
     parts = [element("title", told), element("rect", **box, class_=f"heat-{step}")]
     if cell.trials < FEW_TRIALS:
         parts.append(element("rect", **box, fill="url(#few)"))
-    parts.append(text(middle, y + CELL_HEIGHT / 2 + 3.5, words, class_=f"cell on-{step}", text_anchor="middle"))
+    down = y + (CELL_HEIGHT - GAP) / 2
+    parts.append(text(middle, down - 2, words, class_=f"cell on-{step}", text_anchor="middle"))
+    parts.append(text(middle, down + 12, interval, class_=f"small on-{step}", text_anchor="middle"))
     return element("g", *parts)
 
 

@@ -41,7 +41,11 @@ def percent(hits: int, trials: int) -> str:
 
 def interval(hits: int, trials: int) -> str:
     """The Wilson 95 % interval of a rate, in per cent: `87–100`, outwards to whole per cent."""
-    low, high = wilson(hits, trials)
+    return percents(*wilson(hits, trials))
+
+
+def percents(low: float, high: float) -> str:
+    """An interval of a share in per cent: `87–100`, outwards to whole per cent."""
     # The tiny allowance keeps 100 % of a float that came out as 0.9999999999999999 from becoming 99.
     return f"{math.floor(100 * low + 1e-9)}{DASH}{math.ceil(100 * high - 1e-9)}"
 

@@ -12,6 +12,7 @@ from longspan.records import Evaluation, StepMetrics
 from longspan.report import numbers
 from longspan.report.curves import loss_by_position, training_charts
 from longspan.report.heatmap import axes, chart_css, heatmap_row, legend, map_size, probes
+from longspan.report.scores import difference_rows, recall_chart, score_tables
 from longspan.report.svg import clean
 from longspan.report.tables import needle_tables, position_table, stage_table, tiles
 from longspan.utils.files import write_atomic
@@ -24,6 +25,7 @@ class ReportData:
     """All that the page shows; what is empty or None is left out of it.
 
     `trained_length` and `length` in tokens: the context the model came with, and the one it was taken to.
+    `differences` are those of after and before on the same contexts, as `longspan eval compare` gives them.
     `seconds` by phase, in the order in which they are shown. `recipe` is the resolved recipe as a JSON value.
     `model`, `export` and `versions` are shown a line for each key.
     """
@@ -41,6 +43,7 @@ class ReportData:
     seconds: Mapping[str, float] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    differences: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def evaluations(self) -> tuple[Evaluation, ...]:
@@ -78,6 +81,10 @@ def _view(data: ReportData) -> dict[str, Any]:
             for probe in probes(evaluations)
         ],
         "legend": legend(),
+        "scores": score_tables(evaluations),
+        "recall": recall_chart(evaluations, trained_length=data.trained_length),
+        "differences": difference_rows(data.differences),
+        "measured": {e.name: e.facts for e in evaluations if e.facts},
         "position_chart": loss_by_position(evaluations, trained_length=data.trained_length),
         "positions": position_table(evaluations),
         "training": training_charts(data.metrics),

@@ -76,10 +76,10 @@ def needle_tables(evaluations: Sequence[Evaluation]) -> list[NeedleTable]:
     """One table for each probe."""
     found = []
     for probe in probes(evaluations):
-        ran = [(e.name, e.by_length(probe)) for e in evaluations if e.by_length(probe)]
-        lengths = sorted({n for _, by_length in ran for n in by_length})
-        rows = tuple((n, tuple(_rate(by_length.get(n)) for _, by_length in ran)) for n in lengths)
-        found.append(NeedleTable(probe=probe, columns=tuple(name for name, _ in ran), rows=rows))
+        ran = [e for e in evaluations if e.by_length(probe)]
+        lengths = sorted({n for e in ran for n in e.by_length(probe)})
+        rows = tuple((n, tuple(_rate(e, probe, n) for e in ran)) for n in lengths)
+        found.append(NeedleTable(probe=probe, columns=tuple(e.name for e in ran), rows=rows))
     return found
 
 
@@ -125,11 +125,12 @@ def _growth(length: int, trained_length: int) -> str:
     return "" if length == trained_length else f"{length / trained_length:.3g} times as long"
 
 
-def _rate(found: tuple[int, int] | None) -> Rate | None:
+def _rate(evaluation: Evaluation, probe: str, length: int) -> Rate | None:
+    found = evaluation.by_length(probe).get(length)
     if found is None:
         return None
-    hits, trials = found
-    return Rate(rate=numbers.percent(hits, trials), hits=f"{hits}/{trials}", interval=numbers.interval(hits, trials))
+    interval = numbers.percents(*evaluation.interval(probe, length))
+    return Rate(rate=numbers.percent(*found), hits=f"{found[0]}/{found[1]}", interval=interval)
 
 
 def _retrieval(evaluations: Sequence[Evaluation]) -> list[Tile]:
@@ -141,12 +142,14 @@ def _retrieval(evaluations: Sequence[Evaluation]) -> list[Tile]:
     longest = max(found[-1])
     totals = [lengths.get(longest, (0, 0)) for lengths in found]
     hits, trials = totals[-1]
+    last = next(e for e in reversed(evaluations) if e.by_length(main or ""))
+    interval = numbers.percents(*last.interval(main or "", longest))
     return [
         Tile(
             label=f"Needles found at {numbers.count(longest)}",
             was=numbers.percent(*totals[0]) if len(totals) > 1 else "",
             value=numbers.percent(hits, trials),
-            remark=f"{hits} of {trials} [{numbers.interval(hits, trials)} %]",
+            remark=f"{hits} of {trials} [{interval} %]",
         )
     ]
 

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from longspan.batch import Batch
 from longspan.engine import step
-from longspan.engine.prefill import extend, new_cache, prefill, token_nll
+from longspan.engine.plain import extend, new_cache, prefill, token_nll
 from longspan.engine.step import forward_backward
 from longspan.model.cache import KVCache
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_engine import ragged_batch, tiny_decoder
 
-from longspan.engine.prefill import extend, new_cache, prefill, token_nll
+from longspan.engine.plain import extend, new_cache, prefill, token_nll
 from longspan.engine.step import forward_backward
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]

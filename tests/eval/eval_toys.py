@@ -22,7 +22,7 @@ def encode(text: str) -> list[int]:
 
 
 def decode(ids: Sequence[int]) -> str:
-    return "".join(LETTERS[index] for index in ids)
+    return "".join("|" if index == SEPARATOR else LETTERS[index] for index in ids)
 
 
 class Texts:
@@ -50,7 +50,11 @@ def prose(seed: int, words: int) -> str:
 
 
 def material(*, seed: int = 7) -> Material:
-    return Material(documents=Texts(prose(1, 2000), prose(2, 300), prose(3, 60)), encode=encode, seed=seed)
+    return stuff(prose(1, 2000), prose(2, 300), prose(3, 60), seed=seed)
+
+
+def stuff(*texts: str, seed: int = 0) -> Material:
+    return Material(documents=Texts(*texts), encode=encode, decode=decode, seed=seed, text_id="texts")
 
 
 class Copier:
@@ -76,7 +80,10 @@ class CopierReading:
     blind: bool
     asked: list[str] = field(default_factory=list)
 
-    def generate(self, question: Sequence[int], *, max_new_tokens: int, stop_ids: Sequence[int] = ()) -> list[int]:
+    def generate(self, questions, *, max_new_tokens: Sequence[int], stop_ids: Sequence[int] = ()) -> list[list[int]]:
+        return [self.say(question, most) for question, most in zip(questions, max_new_tokens, strict=True)]
+
+    def say(self, question: Sequence[int], max_new_tokens: int) -> list[int]:
         asked = decode(question)
         self.asked.append(asked)
         if self.blind:
@@ -89,9 +96,11 @@ class CopierReading:
         assert len(found) == 1
         return encode(" " + found[0])[:max_new_tokens]
 
-    def score(self, question: Sequence[int], answer: Sequence[int]) -> Score:
-        said = self.generate(question, max_new_tokens=len(answer))
-        return Score(hit=said == list(answer), logprob=-1.0 if self.blind else 0.0)
+    def score(self, asked) -> list[Score]:
+        hits = [self.say(entry.question, len(entry.answer)) == list(entry.answer) for entry in asked]
+        return [
+            Score(hit=hit, logprob=0.0 if hit else -float(len(e.answer))) for hit, e in zip(hits, asked, strict=True)
+        ]
 
 
 def toy_decoder(seed: int = 0) -> Decoder:

@@ -4,15 +4,16 @@ import itertools
 import json
 
 import pytest
-from eval_toys import Texts, encode, material, toy_decoder
+from eval_toys import material, stuff, toy_decoder
 
-from longspan.eval.desk import Material
-from longspan.eval.evaluate import check, evaluate
+from longspan.engine.kept import Keep
+from longspan.eval.evaluate import check, evaluate, packed_minus_single
 from longspan.eval.tasks.grid import Grid
 from longspan.eval.tasks.position_loss import PositionLoss
+from longspan.eval.tasks.recall import Recall
 from longspan.probes.needle import Needle
 from longspan.probes.passkey import Passkey
-from longspan.records import Evaluation
+from longspan.records import Evaluation, TaskScore
 from longspan.utils.errors import ConfigError, DataError, Interrupted
 
 TASKS = (
@@ -81,6 +82,7 @@ def test_stopped_anywhere_it_ends_with_the_findings_of_an_unbroken_run(tmp_path)
     ]
     for rows in kept:
         for row in rows:
+            row.pop("read_seconds", None)
             del row["seconds"]
     assert kept[0] == kept[1]
 
@@ -101,7 +103,46 @@ def test_two_tasks_that_measure_the_same_are_refused(tmp_path):
 
 def test_too_little_text_is_refused_before_the_model_reads(tmp_path):
     with pytest.raises(DataError):
-        check(TASKS, Material(documents=Texts("a" * 100), encode=encode, seed=0))
+        check(TASKS, stuff("a" * 100))
     with pytest.raises(DataError):
         run(tmp_path, tasks=(TASKS[0], PositionLoss(length=10**6)))
     assert not (tmp_path / "rows.jsonl").exists()
+
+
+def test_scores_and_facts_of_an_evaluation(tmp_path):
+    tasks = (Grid(probe=Needle(), lengths=(400,), depths=2, trials=2), TASKS[0], Recall(length=600, trials=2))
+    found = run(tmp_path, tasks=tasks)
+    assert [(s.task, s.length, s.trials, s.contexts) for s in found.scores] == [
+        ("needle", 400, 4, 4),
+        ("pack/needle", 400, 4, 2),
+        ("pack/needle", 600, 4, 2),
+    ]
+    assert [entry.distance for entry in found.recalls] == [128, 256]
+    assert all(entry.low <= entry.logprob <= entry.high < 0 for entry in found.recalls)
+    assert found.facts["attention"] == "exact"
+    assert found.facts["branch_difference"] < 1e-4
+    assert found.facts["packed_minus_single_needle_400"].startswith("+0 points [")
+    assert Evaluation.from_json(json.loads(json.dumps(found.to_json()))) == found
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert {row["kv_dtype"] for row in rows} == {"float32"}
+    assert all(row["spec"]["text"] == "texts" for row in rows)
+    foils = [row for row in rows if row["task"] == "recall"][1::2]
+    assert all(row["gold"] != row["prediction"] for row in foils)
+
+
+def test_keys_kept_as_fp8_share_no_row_with_exact_ones(tmp_path):
+    arguments = {"name": "x", "material": material(), "model_id": "m", "rows_path": tmp_path / "rows.jsonl"}
+    for keep, kept in ((Keep(codes=True), "fp8"), (None, "float32")):
+        found = evaluate(toy_decoder(), TASKS[:1], progress=lambda *_: None, stop=lambda: False, keep=keep, **arguments)
+        assert found.facts["kv_dtype"] == kept
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert len({row["key"] for row in rows}) == len(rows) == 16
+
+
+def test_what_sharing_a_context_costs_by_hand():
+    def score(task, value, half):
+        numbers = {"value": value, "low": value - half, "high": value + half}
+        return TaskScore(task=task, length=512, trials=40, contexts=8, **numbers)
+
+    found = packed_minus_single([score("needle", 0.8, 0.03), score("pack/needle", 0.7, 0.04), score("graph", 0.5, 0.1)])
+    assert found == {"packed_minus_single_needle_512": "-10 points [-15, -5]"}

@@ -54,7 +54,7 @@ def test_every_bin_scores_the_same_text_at_its_own_positions(length, tmp_path):
 
     task = PositionLoss(length=length, windows=3)
     reader, seen = Recorder(), []
-    stuff = Material(documents=Counted(), encode=encode, seed=0)
+    stuff = Material(documents=Counted(), encode=encode, decode=decode, seed=0)
     found = task.run(desk_for(reader, tmp_path, stuff=stuff, advance=seen.append))
     assert sum(seen) == task.cost_tokens(Counted()) == sum(len(tokens) for tokens in reader.scored)
 
@@ -111,7 +111,9 @@ def test_windows_share_no_scored_text_hold_no_separator_and_come_from_long_docum
     documents = Texts(prose(1, 700), prose(2, 40), prose(3, 500))
     reader = Copier()
     task = PositionLoss(length=512, windows=6)
-    rows = task.run(desk_for(reader, tmp_path, stuff=Material(documents=documents, encode=encode, seed=0))).rows
+    rows = task.run(
+        desk_for(reader, tmp_path, stuff=Material(documents=documents, encode=encode, decode=decode, seed=0))
+    ).rows
     assert {row["cluster"] for row in rows} == {"document 0", "document 2"}
     scored = [(row["cluster"], row["offset_tokens"] // 256) for row in rows]
     assert len(set(scored)) == len(rows) == 6
@@ -123,7 +125,7 @@ def test_windows_share_no_scored_text_hold_no_separator_and_come_from_long_docum
 def test_fewer_windows_when_the_text_is_short(tmp_path):
     documents = Texts("a" * 600)
     found = PositionLoss(length=512, windows=50).run(
-        desk_for(Copier(), tmp_path, stuff=Material(documents=documents, encode=encode, seed=0))
+        desk_for(Copier(), tmp_path, stuff=Material(documents=documents, encode=encode, decode=decode, seed=0))
     )
     assert len(found.rows) == 1
 
@@ -145,7 +147,7 @@ def test_a_document_that_is_too_short_is_refused():
     with pytest.raises(DataError, match=f"has the 999999 tokens .* the longest has {longest}"):
         PositionLoss(length=999_999).check(material())
     # The separator is no text: one token more would be needed.
-    exact = Material(documents=Texts("a" * 128), encode=encode, seed=0)
+    exact = Material(documents=Texts("a" * 128), encode=encode, decode=decode, seed=0)
     PositionLoss(length=128).check(exact)
     with pytest.raises(DataError):
         PositionLoss(length=129).check(exact)

@@ -21,6 +21,7 @@ from longspan.pipeline import stages
 from longspan.pipeline.recipe import Recipe
 from longspan.records import StepMetrics
 from longspan.train.trackers.tensorboard import TensorBoard
+from longspan.screen import Screen
 from longspan.utils.errors import ConfigError, Interrupted, ModelError
 
 ROOT = Path(__file__).parents[2]
@@ -136,15 +137,15 @@ def test_stopped_by_signal_and_resumed_is_the_same_run(
 ) -> None:
     assert cli.main(["train", str(micro)]) == cli.OK
     stop_after = [3, 6]
-    show = cli.Screen.step
+    show = Screen.step
 
-    def step(screen: cli.Screen, metrics: StepMetrics, **counts: int) -> None:
+    def step(screen: Screen, metrics: StepMetrics, **counts: int) -> None:
         show(screen, metrics, **counts)
         if stop_after and metrics.step == stop_after[0]:
             stop_after.pop(0)
             os.kill(os.getpid(), number)
 
-    monkeypatch.setattr(cli.Screen, "step", step)
+    monkeypatch.setattr(Screen, "step", step)
     command = ["train", str(micro), "--output", str(micro.parent / "stopped"), "--json"]
     for steps in (3, 6):
         capsys.readouterr()

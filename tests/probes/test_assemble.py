@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from longspan.config import kind_class, kinds
 from longspan.probes import Branch, Context, Probe, evaluation_context, training_row
 from longspan.probes.key_value import KeyValue
 from longspan.probes.needle import Needle
@@ -68,9 +67,7 @@ def haystack(name: str) -> np.ndarray:
 
 
 TOKENIZERS = ["bytes", "byte_bpe", "spaced"]
-MANY = [
-    probe for kind in kinds("longspan.probes") if (probe := kind_class("longspan.probes", kind)()).most_items is None
-]
+MANY = [Needle(), KeyValue()]  # every other probe: test_every_probe.py
 
 
 def context_of(probe: Probe, name: str, *, length: int, depths: list[float], seed: int = 0) -> Context:

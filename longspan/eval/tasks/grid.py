@@ -1,7 +1,8 @@
 """Retrieval grid: can the model read back lines planted at every depth of contexts of every length?"""
 
 import random
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -12,6 +13,7 @@ from longspan.eval.tasks.base import Findings, Task
 from longspan.eval.text import Documents, window
 from longspan.probes import Context, Probe, evaluation_context
 from longspan.records import Cell
+from longspan.utils.stats import Group, effective_trials, intraclass
 
 if TYPE_CHECKING:
     ProbeChoice = Probe
@@ -22,12 +24,13 @@ Length = Annotated[int, Field(ge=64)]
 
 
 class Grid(Task):
-    """Accuracy by length and depth of a probe in held-out text, `trials` a cell.
+    """Accuracy by length and depth of a probe in held-out text, from `trials` contexts a cell.
 
     Depth is cut in `depths` equal strata; a line stands at random inside its stratum, whose middle names the cell.
-    A context carries one line; with `pack` it carries one a stratum, so that the others distract and one reading
+    A context carries one line; with `pack` it carries `keys` a stratum, so that the others distract and one reading
     serves all: that is another, harder task, and it goes by the name `pack/needle`. Each context has its own window
-    of text and its own keys. The same seed gives the same contexts to every model.
+    of text and its own keys. The same seed gives the same contexts to every model. A probe that asks about its whole
+    text has no depth: give it `depths = 1`.
     """
 
     kind: Literal["grid"] = "grid"
@@ -35,12 +38,16 @@ class Grid(Task):
     lengths: Annotated[tuple[Length, ...], Field(min_length=1)]
     depths: int = Field(default=5, ge=1, le=100)
     trials: int = Field(default=4, ge=1)
+    keys: int = Field(default=1, ge=1, le=1000)
     pack: bool = False
 
     @model_validator(mode="after")
     def _packable(self) -> Self:
-        if self.pack and self.probe.most_items is not None and self.probe.most_items < self.depths:
-            raise ValueError(f"a text carries {self.probe.most_items} line of {self.probe.kind}: leave out pack")
+        most = self.probe.most_items
+        if self.pack and most is not None and most < self.depths * self.keys:
+            raise ValueError(f"a text carries {most} line of {self.probe.kind}: leave out pack")
+        if self.keys > 1 and not self.pack:
+            raise ValueError("several keys a stratum share a context: set pack = true")
         return self
 
     @field_validator("lengths")
@@ -60,9 +67,14 @@ class Grid(Task):
         """One part a length of this probe."""
         return tuple(f"grid/{self.name}/{length}" for length in self.lengths)
 
-    def cost_tokens(self, documents: Documents) -> int:  # noqa: ARG002 - as many tokens whatever the text
+    def contexts(self, documents: Documents) -> dict[int, int]:  # noqa: ARG002 - as many whatever the text
         """Every context at its full length."""
-        return sum(self.lengths) * self.trials * len(self._packs)
+        return dict.fromkeys(self.lengths, self.trials * len(self._packs))
+
+    def asked(self) -> dict[str, tuple[int, int]]:
+        """One rate a length."""
+        count = self.trials * len(self._packs)
+        return dict.fromkeys(self.parts, (self.depths * self.trials * self.keys, count))
 
     def check(self, material: Material) -> None:
         """Build the first context of every length."""
@@ -74,26 +86,42 @@ class Grid(Task):
         cells: list[Cell] = []
         rows: list[Row] = []
         for length in self.lengths:
-            hits = [0] * self.depths
+            hits: list[list[Group]] = [[] for _ in range(self.depths)]  # of each stratum, context by context
             for trial in range(self.trials):
                 for pack, strata in enumerate(self._packs):
                     context = self._context(desk.material, length=length, trial=trial, pack=pack)
-                    cluster = f"{self.name}/{length}/{trial}/{pack}"
-                    found = desk.ask(context, task=f"grid/{self.name}", length=length, cluster=cluster)
-                    for stratum, row in zip(strata, found, strict=True):
-                        hits[stratum] += row["hit"]
+                    found = desk.ask(
+                        context,
+                        task=f"grid/{self.name}",
+                        length=length,
+                        cluster=f"{self.name}/{length}/{trial}/{pack}",
+                        spec=self.spec(length=length, trial=trial, pack=pack),
+                    )
+                    for index, stratum in enumerate(strata):
+                        mine = found[index * self.keys : (index + 1) * self.keys]
+                        hits[stratum].append((sum(row["hit"] for row in mine), len(mine)))
                     rows += found
-            cells += [
-                Cell(
-                    probe=self.name,
-                    length=length,
-                    depth=(stratum + 0.5) / self.depths,
-                    hits=hits[stratum],
-                    trials=self.trials,
-                )
-                for stratum in range(self.depths)
-            ]
+            cells += self._cells(length, hits)
         return Findings(cells=tuple(cells), rows=tuple(rows))
+
+    def rebuild(self, material: Material, place: Mapping[str, Any]) -> Context:
+        """The context of this length, trial and pack."""
+        return self._context(material, length=place["length"], trial=place["trial"], pack=place["pack"])
+
+    def _cells(self, length: int, hits: list[list[Group]]) -> list[Cell]:
+        """Cells of one length. How alike the questions of a context are is learnt from all of them together."""
+        alike = sum(map(intraclass, hits)) / len(hits) if self.keys > 1 else 0.0
+        return [
+            Cell(
+                probe=self.name,
+                length=length,
+                depth=(stratum + 0.5) / self.depths,
+                hits=int(sum(count for count, _ in groups)),
+                trials=int(sum(trials for _, trials in groups)),
+                worth=effective_trials(groups, alike) if self.keys > 1 else None,
+            )
+            for stratum, groups in enumerate(hits)
+        ]
 
     @property
     def _packs(self) -> list[range]:
@@ -111,5 +139,5 @@ class Grid(Task):
             rng=random.Random(name),
         )
         rng = random.Random(f"{name}/{trial}/{pack}")
-        depths = [(stratum + rng.random()) / self.depths for stratum in self._packs[pack]]
+        depths = [(stratum + rng.random()) / self.depths for stratum in self._packs[pack] for _ in range(self.keys)]
         return evaluation_context(self.probe, text, length=length, depths=depths, encode=material.encode, rng=rng)

@@ -1,18 +1,19 @@
 """Loss by position: how well the same held-out text is predicted with little and with much text before it."""
 
-import time
-from collections.abc import Iterator
-from typing import Literal
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
 
 from longspan.eval.desk import Desk, Material
 from longspan.eval.rows import Row
+from longspan.eval.tasks._windows import window_row
 from longspan.eval.tasks.base import Findings, Task
-from longspan.eval.text import Documents, Ids, text_lengths
+from longspan.eval.text import Documents, Ids, whole_windows
+from longspan.probes import Context
 from longspan.records import PositionBin
-from longspan.utils.errors import DataError
 
 FIRST_BIN_TOKENS = 128
 
@@ -45,9 +46,10 @@ class PositionLoss(Task):
             bins.append((low, min(2 * low, self.length)))
         return tuple(bins)
 
-    def cost_tokens(self, documents: Documents) -> int:
+    def contexts(self, documents: Documents) -> Counter[int]:
         """All windows of all bins."""
-        return self._place_tokens * len(self._places(documents))
+        places = len(self._places(documents))
+        return Counter({n: places * count for n, count in Counter(b - a for _, a, b, _ in self._cuts()).items()})
 
     def check(self, material: Material) -> None:
         """See that a document is long enough."""
@@ -67,29 +69,17 @@ class PositionLoss(Task):
         )
         return Findings(bins=bins, rows=tuple(rows))
 
+    def rebuild(self, material: Material, place: Mapping[str, Any]) -> Context:
+        """The longest window at this place."""
+        return Context(tokens=material.documents.read(place["document"], place["start"], self.length), branches=())
+
     @property
     def _place_tokens(self) -> int:
         return sum(stop - start for _, start, stop, _ in self._cuts())
 
     def _places(self, documents: Documents) -> list[tuple[int, int]]:
         """(document, start) of up to `windows` windows, evenly spread over all that do not share scored text."""
-        stride = self.length - self.edges[-1][0]
-        lengths = text_lengths(documents)
-        places = [
-            (document, start)
-            for document, tokens in enumerate(lengths)
-            for start in range(0, tokens - self.length + 1, stride)
-        ]
-        if not places:
-            raise DataError(
-                "eval.document-short",
-                f"no held-out document has the {self.length} tokens that the loss by position is asked for; "
-                f"the longest has {max(lengths, default=0)}",
-                fix="hold out a longer document, or ask for a shorter length",
-            )
-        if len(places) <= self.windows:
-            return places
-        return [places[int((index + 0.5) * len(places) / self.windows)] for index in range(self.windows)]
+        return whole_windows(documents, self.length, windows=self.windows, stride=self.length - self.edges[-1][0])
 
     def _cuts(self) -> Iterator[tuple[int, int, int, int]]:
         """(bin, start, stop, scored): windows inside one of `length` tokens, of which the last `scored` count."""
@@ -100,25 +90,12 @@ class PositionLoss(Task):
                 yield index, begin - low, stop, stop - begin
 
     def _row(self, desk: Desk, document: int, start: int) -> Row:
-        tokens = desk.material.documents.read(document, start, self.length)
-        key = desk.key(f"position_loss/{self.length}", tokens)
-        row = desk.rows.get(key)
-        if row is None:
-            desk.poll()
-            begun = time.monotonic()
+        def score(tokens: Ids) -> dict[str, Any]:
             sums, counts = self._score(desk, tokens)
-            row = {
-                "key": key,
-                "task": "position_loss",
-                "model": desk.model_id,
-                "length": self.length,
-                "cluster": f"document {document}",
-                "offset_tokens": start,
-                "nll_sums": sums,
-                "tokens": counts,
-                "seconds": time.monotonic() - begun,
-            }
-            desk.rows.append(row)
+            return {"nll_sums": sums, "tokens": counts}
+
+        name = f"position_loss/{self.length}"
+        row = window_row(desk, self, name=name, document=document, start=start, length=self.length, score=score)
         desk.advance(self._place_tokens)
         return row
 

@@ -1,0 +1,44 @@
+"""What an evaluation can find and about how long it takes, told before it runs."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from longspan.eval.tasks.base import Task
+from longspan.eval.text import Documents
+from longspan.plan.flops import attention_forward_flops, linear_forward_flops
+from longspan.plan.machine import Machine
+from longspan.plan.seconds import CPU_PEAK, LINEAR_SHARE, UNKNOWN_PEAK, attention_share
+from longspan.shape import ModelShape
+from longspan.utils.stats import detectable, effective_trials
+
+ALIKE = 0.1  # how alike the questions of one context are taken to be, before anything is known
+
+
+def read_seconds(shape: ModelShape, contexts: Counter[int], machine: Machine) -> float:
+    """About how long reading so many contexts of each length takes; questions are small beside them."""
+    peak = machine.peak_flops or (CPU_PEAK if machine.shared else UNKNOWN_PEAK)
+    return sum(
+        count
+        * (
+            linear_forward_flops(shape, length) / (LINEAR_SHARE * peak)
+            + attention_forward_flops(shape, (length,)) / (attention_share(shape.head_dim) * peak)
+        )
+        for length, count in contexts.items()
+    )
+
+
+def forecast(tasks: Sequence[Task], documents: Documents, shape: ModelShape, machine: Machine) -> list[str]:
+    """A line for each measured rate with the smallest difference of two models that it can show, and the time."""
+    lines = []
+    for task in tasks:
+        for part, (questions, contexts) in task.asked().items():
+            worth = effective_trials([(0.0, questions / contexts)] * contexts, ALIKE)
+            lines.append(
+                f"{part}: {questions:,} questions on {contexts:,} contexts show a difference of "
+                f"{100 * min(1.0, detectable(worth)):.0f} points or more"
+            )
+    every = sum((Counter(task.contexts(documents)) for task in tasks), Counter[int]())
+    seconds = read_seconds(shape, every, machine)
+    tokens = sum(length * count for length, count in every.items())
+    lines.append(f"{tokens:,} tokens in {sum(every.values()):,} contexts: about {seconds:,.0f} s of reading")
+    return lines
