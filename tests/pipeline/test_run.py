@@ -20,8 +20,8 @@ from longspan import cli
 from longspan.pipeline import stages
 from longspan.pipeline.recipe import Recipe
 from longspan.records import StepMetrics
-from longspan.train.trackers.tensorboard import TensorBoard
 from longspan.screen import Screen
+from longspan.train.trackers.tensorboard import TensorBoard
 from longspan.utils.errors import ConfigError, Interrupted, ModelError
 
 ROOT = Path(__file__).parents[2]
