@@ -35,7 +35,7 @@ KERNEL_BYTES = 2**30  # what one kernel call may give back: more heads a call ke
 
 
 class Prefill:
-    """One decoder, forward only. `host` is memory that kept keys and values may go to; it is taken once and used again.
+    """One decoder, forward only. Host memory for kept keys and values is taken once and used again.
 
     One context is kept at a time: reading the next puts the one before away.
     """

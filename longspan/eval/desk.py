@@ -174,14 +174,14 @@ def _forced_rows(reading: Reading, branches: Sequence[Branch], material: Materia
 
 def _forced_row(branch: Branch, score: Score, said: Sequence[int], material: Material) -> Row:
     row = _row(branch, said, material)
-    share = substring_score(row["prediction"], branch.item.wanted)
+    share = substring_score(row["prediction"], branch.item.wanted, one=branch.item.one_part)
     return {**row, "hit": score.hit, "score": 1.0 if score.hit else share, "logprob": score.logprob}
 
 
 def _free_row(branch: Branch, said: Sequence[int], material: Material) -> Row:
     row = _row(branch, said, material)
-    score = substring_score(row["prediction"], branch.item.wanted)
-    strict = whole_word_score(row["prediction"], branch.item.wanted)
+    score = substring_score(row["prediction"], branch.item.wanted, one=branch.item.one_part)
+    strict = whole_word_score(row["prediction"], branch.item.wanted, one=branch.item.one_part)
     stop = "cap" if len(said) == branch.reply_tokens else "eos"
     return {
         **row,
@@ -205,14 +205,21 @@ def _row(branch: Branch, said: Sequence[int], material: Material) -> Row:
     }
 
 
-def substring_score(reply: str, wanted: Sequence[str]) -> float:
-    """The share of `wanted` that the reply holds anywhere, in any case; RULER's score of most tasks."""
-    parts = [part for part in wanted if part]
-    return sum(part.lower() in reply.lower() for part in parts) / len(parts) if parts else 0.0
+def substring_score(reply: str, wanted: Sequence[str], *, one: bool = False) -> float:
+    """The share of `wanted` that the reply holds anywhere, in any case; with `one`, 1 if it holds any.
+
+    RULER's scores: the second that of its questions on documents, the first that of all others.
+    """
+    return _share([part.lower() in reply.lower() for part in wanted if part], one=one)
 
 
-def whole_word_score(reply: str, wanted: Sequence[str]) -> float:
+def whole_word_score(reply: str, wanted: Sequence[str], *, one: bool = False) -> float:
     """As `substring_score`, but a part counts only where no letter or digit touches it."""
-    parts = [part for part in wanted if part]
-    hits = sum(bool(re.search(rf"(?<!\w){re.escape(part)}(?!\w)", reply, re.IGNORECASE)) for part in parts)
-    return hits / len(parts) if parts else 0.0
+    found = [re.search(rf"(?<!\w){re.escape(part)}(?!\w)", reply, re.IGNORECASE) for part in wanted if part]
+    return _share([match is not None for match in found], one=one)
+
+
+def _share(hits: Sequence[bool], *, one: bool) -> float:
+    if not hits:
+        return 0.0
+    return float(any(hits)) if one else sum(hits) / len(hits)

@@ -10,7 +10,7 @@ from longspan.engine.kept import Keep
 from longspan.engine.precision import compute_dtype
 from longspan.eval.context import DecoderReader
 from longspan.eval.desk import Desk, Material, Reader
-from longspan.eval.rows import Row, Rows
+from longspan.eval.rows import Row, Rows, counts_as_score
 from longspan.eval.tasks.base import Findings, Task
 from longspan.model.decoder import Decoder
 from longspan.records import Evaluation, TaskScore
@@ -119,7 +119,7 @@ def scores_of(rows: Iterable[Row]) -> tuple[TaskScore, ...]:
     """Mean score of every task at every length; contexts are the clusters of the interval."""
     groups: dict[tuple[str, int], dict[str, Group]] = {}
     for row in rows:
-        if "score" not in row or row["task"] == "recall":  # half of its questions have no right answer
+        if not counts_as_score(row):
             continue
         clusters = groups.setdefault((row["task"].removeprefix("grid/"), row["length"]), {})
         total, count = clusters.get(row["cluster"], (0.0, 0.0))

@@ -21,6 +21,14 @@ def key_of(*parts: Any) -> str:
     return canonical_sha256(parts)[:32]
 
 
+def counts_as_score(row: Row) -> bool:
+    """Whether a row's `score` may be averaged over contexts of its task and length.
+
+    Half of the questions of `recall` have no right answer, and long output has scores of its own.
+    """
+    return "score" in row and row["task"].split("/")[0] not in ("recall", "sections", "writing")
+
+
 def ids_sha256(tokens: NDArray[np.int64]) -> str:
     """Hash of token ids, the same on every machine."""
     return hashlib.sha256(tokens.astype("<i8").tobytes()).hexdigest()

@@ -8,7 +8,7 @@ from longspan.config import kind_class
 from longspan.data.store import TokenStore
 from longspan.data.tokenize import load_tokenizer, plain_encode
 from longspan.eval.desk import Material
-from longspan.eval.rows import Row, Rows, ids_sha256
+from longspan.eval.rows import Row, Rows, counts_as_score, ids_sha256
 from longspan.eval.tasks.base import Task
 from longspan.probes import Branch, Context
 from longspan.utils.errors import ConfigError, DataError
@@ -96,7 +96,7 @@ def _clusters(rows: Rows) -> dict[tuple[str, int], dict[str, Group]]:
     """
     found: dict[tuple[str, int], dict[str, Group]] = {}
     for row in rows:
-        if "score" in row and row["task"] != "recall":
+        if counts_as_score(row):
             mine = found.setdefault((row["task"].removeprefix("grid/"), row["length"]), {})
             total, count = mine.get(row["context"], (0.0, 0.0))
             mine[row["context"]] = (total + row["score"], count + 1)

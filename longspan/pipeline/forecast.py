@@ -28,15 +28,18 @@ def read_seconds(shape: ModelShape, contexts: Counter[int], machine: Machine) ->
 
 
 def forecast(tasks: Sequence[Task], documents: Documents, shape: ModelShape, machine: Machine) -> list[str]:
-    """A line for each measured rate with the smallest difference of two models that it can show, and the time."""
+    """The smallest difference of two models that each rate can show, rates of one size on a line, and the time."""
+    alike: dict[tuple[int, int], list[str]] = {}
+    for part, size in (entry for task in tasks for entry in task.asked().items()):
+        alike.setdefault(size, []).append(part)
     lines = []
-    for task in tasks:
-        for part, (questions, contexts) in task.asked().items():
-            worth = effective_trials([(0.0, questions / contexts)] * contexts, ALIKE)
-            lines.append(
-                f"{part}: {questions:,} questions on {contexts:,} contexts show a difference of "
-                f"{100 * min(1.0, detectable(worth)):.0f} points or more"
-            )
+    for (questions, contexts), parts in alike.items():
+        worth = effective_trials([(0.0, questions / contexts)] * contexts, ALIKE)
+        more = f" and {len(parts) - 1} more" if len(parts) > 1 else ""
+        lines.append(
+            f"{parts[0]}{more}: {questions:,} questions on {contexts:,} contexts show "
+            f"{100 * min(1.0, detectable(worth)):.0f} points of difference or more"
+        )
     every = sum((Counter(task.contexts(documents)) for task in tasks), Counter[int]())
     seconds = read_seconds(shape, every, machine)
     tokens = sum(length * count for length, count in every.items())

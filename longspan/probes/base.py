@@ -23,7 +23,7 @@ class Item:
 
     `line`, without newline, is planted at the depth that is asked for; `before` and `after` stand before and behind it,
     each in its order, and `elsewhere` anywhere. A probe that makes its own text plants nothing. `parts` is what a free
-    reply must hold; empty means the whole answer.
+    reply must hold, all of them or, with `one_part`, any; empty means the whole answer.
     """
 
     line: str = ""
@@ -33,6 +33,7 @@ class Item:
     after: tuple[str, ...] = ()
     elsewhere: tuple[str, ...] = ()
     parts: tuple[str, ...] = ()
+    one_part: bool = False
 
     @property
     def wanted(self) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from longspan.report.svg import element, svg, text
 
 CELL_WIDTH, CELL_HEIGHT, GAP = 64, 42, 2
 LEFT, TOP, BOTTOM = 64, 34, 48
+LEAST_WIDTH = 232  # room for a title and for the name of the axis
 FEW_TRIALS = 5  # below this a cell is hatched: its interval is too wide to be read as a rate
 
 
@@ -55,7 +56,7 @@ def heatmap_svg(title: str, cells: Sequence[Cell], *, lengths: Sequence[int], de
 
 def map_size(lengths: Sequence[int], depths: Sequence[float]) -> tuple[int, int]:
     """Width and height of one grid in pixels."""
-    return LEFT + len(lengths) * CELL_WIDTH + 8, TOP + len(depths) * CELL_HEIGHT + BOTTOM
+    return max(LEAST_WIDTH, LEFT + len(lengths) * CELL_WIDTH + 8), TOP + len(depths) * CELL_HEIGHT + BOTTOM
 
 
 def axes(probe: str, evaluations: Sequence[Evaluation]) -> tuple[list[int], list[float]]:

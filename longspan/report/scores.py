@@ -78,6 +78,8 @@ def _cell(score: TaskScore | None) -> ScoreCell | None:
 
 def _holds(scores: Mapping[int, TaskScore], threshold: float) -> str:
     """The certified and the not refuted length for a threshold: `8K / 32K`, a dash for none."""
+    if threshold <= 0:
+        return f"{numbers.DASH} / {numbers.DASH}"
     certified, possible = effective_length({n: (score.low, score.high) for n, score in scores.items()}, threshold)
     return " / ".join(numbers.DASH if n is None else numbers.length(n) for n in (certified, possible))
 

@@ -47,6 +47,11 @@ def test_a_row_a_task_with_the_lengths_that_hold():
     assert graph[2] == "– / –"
 
 
+def test_a_share_of_nothing_is_no_bar():
+    nothing = dataclasses.replace(with_scores(), scores=(score(4096, 0.0, 0.0, 0.2), score(8192, 0.0, 0.0, 0.2)))
+    assert score_tables([nothing])[0].rows[0][3] == "– / –"
+
+
 def test_the_page_shows_scores_recall_changes_and_how_it_was_measured(tmp_path):
     difference = {"task": "graph", "length": 4096, "difference": 0.125, "low": -0.05, "high": 0.3, "p_holm": 0.04}
     data = report(after=with_scores(), differences=({**difference, "contexts": 4},))

