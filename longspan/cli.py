@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from longspan.records import StepMetrics
 
 OK, MISTAKE, BUG, STORAGE, AGAIN = 0, 2, 70, 74, 75
-RECIPE_VERBS = ("run", "train", "eval", "export", "report")  # take a recipe and overrides, and a help of their own
+RECIPE_VERBS = ("run", "train", "eval", "export", "report", "search")  # take a recipe and overrides, and a help of their own
 
 HELP = """\
 usage: longspan VERB [ARGUMENTS] [--json]
@@ -29,6 +29,8 @@ longspan takes a language model that was trained on a short context and gives ba
   eval RECIPE [WHEN] [OVERRIDES]    evaluate the model `before` or `after` training (after, unless told)
   export RECIPE [OVERRIDES]         write the trained model as a Hugging Face folder and check it
   report RECIPE [OVERRIDES]         write the page and the summary from what is there
+  search RECIPE [--compare] [OVERRIDES]
+                                    find position settings; --compare races strategies on held-out documents
   init MODEL [--to FILE]            write a commented recipe for a model folder
   schema                            print the JSON schema of a recipe
   doctor                            look over this machine and test its kernels
@@ -133,6 +135,9 @@ def _recipe_verb(verb: str, words: list[str], *, as_json: bool) -> tuple[int, di
         if when not in ("before", "after"):
             raise ConfigError("cli.usage", f"no {when!r} to evaluate", where="eval", fix="say before or after")
 
+    race = verb == "search" and "--compare" in words
+    words = [word for word in words if not race or word != "--compare"]
+
     from longspan.pipeline.recipe import Recipe
 
     recipe = Recipe.read(path)
@@ -151,6 +156,8 @@ def _recipe_verb(verb: str, words: list[str], *, as_json: bool) -> tuple[int, di
     with stop_on_signals() as stop, Screen() as screen:
         if verb == "eval":
             result = stages.evaluate(recipe, when, observer=screen, stop=stop)
+        elif verb == "search":
+            result = stages.search(recipe, race=race, observer=screen, stop=stop)
         else:
             work = {"run": stages.run, "train": stages.train, "export": stages.export, "report": stages.report}[verb]
             result = work(recipe, observer=screen, stop=stop)

@@ -12,6 +12,8 @@ from longspan.engine.settings import EngineSettings
 from longspan.model.settings import LoraSettings
 from longspan.pipeline.mistakes import explain
 from longspan.pipeline.source import read_source
+from longspan.rope.methods.searched import Searched
+from longspan.search.settings import SearchSettings
 from longspan.shape import ModelShape
 from longspan.train.settings import TrainSettings
 from longspan.utils.errors import ConfigError
@@ -154,6 +156,7 @@ class Recipe(Settings):
     train: TrainSettings = TrainSettings()
     engine: EngineSettings = EngineSettings()
     eval: EvalChoice = EvalChoice()
+    search: SearchSettings | None = None
     export: ExportChoice = ExportChoice()
     tracking: TrackerChoice | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -187,8 +190,15 @@ class Recipe(Settings):
             raise explain(error, value, cls.model_json_schema(), where=where) from None
 
     def rebased(self, folder: Path) -> "Recipe":
-        """The same recipe with every relative path made absolute, starting at `folder`."""
-        return Recipe.model_validate_json(json.dumps(_absolute(self.model_dump(), folder)))
+        """The same recipe with every relative path made absolute, starting at `folder`, and what a search found read.
+
+        Raises `ConfigError` for a stage whose `searched` file cannot be read.
+        """
+        value = _absolute(self.model_dump(), folder)
+        for stage in value["stages"]:
+            if stage["rope"]["kind"] == "searched":  # the file may change or go: a run keeps the settings themselves
+                stage["rope"] = Searched(result=Path(stage["rope"]["result"])).method().model_dump(mode="json")
+        return Recipe.model_validate_json(json.dumps(value))
 
     def plain(self) -> dict[str, Any]:
         """The recipe as JSON values, every default written out; `from_plain` reads it back."""

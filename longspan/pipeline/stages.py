@@ -27,8 +27,10 @@ from longspan.pipeline.job import Job
 from longspan.pipeline.memory import memory_errors
 from longspan.pipeline.observer import SILENT, Observer, Stop, never
 from longspan.pipeline.proof import SAMPLE_TOKENS, can_prove, logit_differences, round_weights
+from longspan.pipeline.racing import compare as compare_settings
 from longspan.pipeline.recipe import Recipe
 from longspan.pipeline.rundir import versions
+from longspan.pipeline.searching import search as search_settings
 from longspan.records import Evaluation, StepMetrics
 from longspan.report.heatmap import heatmaps_svg
 from longspan.report.page import ReportData, write_report
@@ -112,6 +114,13 @@ def report(recipe: Recipe, *, observer: Observer = SILENT, stop: Stop = never) -
     """Write the page and summary.json from what the run folder holds. Raises as `run` does."""
     with Job.opened(recipe, observer=observer, stop=stop) as job:
         return _report(job)
+
+
+def search(recipe: Recipe, *, race: bool, observer: Observer = SILENT, stop: Stop = never) -> dict[str, Any]:
+    """Search position settings for the recipe's model, or `race` strategies against each other. Raises as `run` does."""
+    with Job.opened(recipe, observer=observer, stop=stop) as job:
+        _prepare(job)
+        return compare_settings(job) if race else search_settings(job)
 
 
 def _once(job: Job, phase: str, inputs: Any, work: Any, *outputs: Path) -> None:

@@ -27,7 +27,8 @@ class Frequencies:
     """One set of rotary frequencies: omega_i = 1 / (factors[i] · theta^(2i/d)), i = 0 … d/2 − 1.
 
     `attention_factor` multiplies cos and sin, so logits grow by its square. `length` is the context, in tokens,
-    that the set was made for; `trained_length` is N0 of the model it came from.
+    that the set was made for; `trained_length` is N0 of the model it came from. `short_factors`, where there are any,
+    belong to a mixed window: they hold instead of `factors` for texts of up to N0 tokens.
     """
 
     theta: float
@@ -35,6 +36,7 @@ class Frequencies:
     attention_factor: float
     length: int
     trained_length: int
+    short_factors: tuple[float, ...] | None = None
 
     @property
     def rotary_dim(self) -> int:
