@@ -135,9 +135,12 @@ class EvalChoice(Settings):
 
 
 class ExportChoice(Settings):
-    """How the trained model is written: the type of its weights on disk."""
+    """How the trained model is written: the type of its weights on disk; with `mixed_window` also the factors of the
+    original window, where the last stage's `su` has them. A text that grows out of that window changes all rotations.
+    """
 
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    mixed_window: bool = False
 
 
 class Recipe(Settings):

@@ -1,5 +1,6 @@
 """The search verb: position settings for one length, or a race of strategies at several, in the run folder."""
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -107,10 +108,8 @@ class Searcher:
         """One strategy with one seed, and its finals; goes on where it stopped."""
         desk = self.desk(judge, length=length, seed=seed, name=strategy.name, budget=strategy.budget)
         with memory_errors(lambda: f"search at {length:,} tokens", fix="lower search.pass_tokens"):
-            try:
+            with contextlib.suppress(Spent):  # what was tried by then stands
                 strategy.run(desk)
-            except Spent:
-                pass  # what was tried by then stands
             found = halve(desk, self.settings.halving)
         outcome = Outcome(
             name=strategy.name, seed=seed, found=found, evaluations=desk.evaluations, seconds=desk.seconds

@@ -20,8 +20,8 @@ from longspan.eval.evaluate import evaluate as evaluate_decoder
 from longspan.model.decoder import Decoder
 from longspan.model.lora import merge_lora
 from longspan.model.peft import save_adapter
-from longspan.model.weights import save
 from longspan.pipeline.engines import StageEngines, choices
+from longspan.pipeline.exportcheck import save_checked
 from longspan.pipeline.figures import summary
 from longspan.pipeline.job import Job
 from longspan.pipeline.memory import memory_errors
@@ -117,7 +117,7 @@ def report(recipe: Recipe, *, observer: Observer = SILENT, stop: Stop = never) -
 
 
 def search(recipe: Recipe, *, race: bool, observer: Observer = SILENT, stop: Stop = never) -> dict[str, Any]:
-    """Search position settings for the recipe's model, or `race` strategies against each other. Raises as `run` does."""
+    """Search position settings for the recipe's model, or `race` strategies. Raises as `run` does."""
     with Job.opened(recipe, observer=observer, stop=stop) as job:
         _prepare(job)
         return compare_settings(job) if race else search_settings(job)
@@ -300,7 +300,8 @@ def _export(job: Job) -> None:
         if job.folder.adapter in fresh:
             save_adapter(decoder, fresh[job.folder.adapter], base=str(base))
             merge_lora(decoder)
-        save(decoder, fresh[job.folder.export], dtype=dtype)
+        mixed, warn = job.recipe.export.mixed_window, job.observer.warn
+        save_checked(decoder, fresh[job.folder.export], dtype=dtype, mixed_window=mixed, warn=warn)
         write_json(job.folder.proof, _proven(job, fresh[job.folder.export], decoder, dtype))
         for final, folder in fresh.items():
             with storage_errors(final):

@@ -1,4 +1,4 @@
-"""Position settings compared, as a picture: held-out loss with its interval, needles and cost, a panel for each length."""
+"""Position settings compared, as a picture: held-out loss, needles and cost, a panel for each length."""
 
 import math
 from collections.abc import Mapping, Sequence

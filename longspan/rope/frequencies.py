@@ -1,7 +1,9 @@
 """Rotary frequencies as numbers: what every position method returns and what rotation and export read. No torch."""
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 from longspan.config import Settings
 
@@ -43,11 +45,22 @@ class Frequencies:
         """d, twice the number of pairs."""
         return 2 * len(self.factors)
 
+    def window(self, length: int) -> "Frequencies":
+        """The set that holds for a text of `length` tokens: the short one of a mixed window up to N0, else this."""
+        if self.short_factors is None or length > self.trained_length:
+            return self
+        return replace(self, factors=self.short_factors, short_factors=None)
+
     @property
     def omegas(self) -> tuple[float, ...]:
         """Angular frequencies in float64, radians per token."""
         d = self.rotary_dim
         return tuple(1.0 / (factor * self.theta ** (2 * i / d)) for i, factor in enumerate(self.factors))
+
+
+def read_frequencies(value: Mapping[str, Any]) -> Frequencies:
+    """The frequencies whose `dataclasses.asdict` went through JSON, which has lists for tuples."""
+    return Frequencies(**{key: tuple(item) if isinstance(item, list) else item for key, item in value.items()})
 
 
 class Method(Settings):

@@ -8,13 +8,15 @@ from longspan.rope.frequencies import Method
 from longspan.rope.methods.base import turning_pair
 from longspan.rope.methods.default import Default
 from longspan.rope.methods.longrope import su_attention_factor
-from longspan.rope.methods.longrope2 import Longrope2, critical_pair
+from longspan.rope.methods.longrope2 import Longrope2
 from longspan.rope.methods.ntk import Ntk
 from longspan.rope.methods.theta_law import ThetaLaw
 from longspan.rope.methods.yarn import Yarn
 from longspan.search.space import Space
 
-TEN_TURNS = 10.0  # pairs that turn so often in N0 tokens are well trained: LongRoPE2 searches from there
+TEN_TURNS, HALF_TURN = 10.0, 0.5  # in N0 tokens: between them a ramp may end
+MOST_KEPT = 0.95  # of the pairs below the end of a ramp
+LEAST_BEND, MOST_BEND = 0.5, 4.0
 LEAST_TURNS, MOST_TURNS = 0.1, 128.0  # of YaRN's ramp: published models use 1 to 128
 POWERS = (-2.0, 2.0)  # of two, by which a theta's growth is stretched
 
@@ -29,24 +31,33 @@ class Family:
 
 
 def longrope2(space: Space) -> Family:
-    """Critical pair from the ten-period pair to the theoretical one, excess and slope up to 2f, attention factor.
+    """Where the ramp ends and begins, its bend, what slow pairs get above the factor, and the attention factor.
 
-    Source: arXiv:2502.20082, section 3.2 for the bounds.
+    The ramp ends between the pair that turns ten times in N0 tokens and the one that turns half a time; the paper
+    searches from ten to one (arXiv:2502.20082, section 3.2), of which models that are not trained afterwards may want
+    less. The attention factor goes up to the square of LongRoPE's.
     """
-    high = float(critical_pair(space.base))
-    low = min(max(1.0, turning_pair(space.base, TEN_TURNS)), high)
+    low, one, high = (_pair(space, turns) for turns in (TEN_TURNS, 1.0, HALF_TURN))
     heat = 2 * math.log(su_attention_factor(space.factor, space.trained_length))
+    bottom, top = math.log(LEAST_BEND), math.log(MOST_BEND)
 
     def method(point: Sequence[float]) -> Method:
+        end = low + (high - low) * point[0]
         return Longrope2(
-            critical_pair=low + (high - low) * point[0],
-            excess=math.log(2) * point[1],
-            slope=math.log(2) * point[2],
-            attention_factor=math.exp(heat * point[3]),
+            critical_pair=end,
+            kept_pairs=MOST_KEPT * end * point[1],
+            bend=math.exp(bottom + (top - bottom) * point[2]),
+            excess=math.log(2) * point[3],
+            slope=math.log(2) * point[4],
+            attention_factor=math.exp(heat * point[5]),
         )
 
-    starts = tuple((c, 0.0, 0.0, g) for c in (1.0, 0.5, 0.0) for g in (0.5, 0.0))
-    return Family(size=4, method=method, starts=starts)
+    place = (one - low) / (high - low) if high > low else 0.0
+    straight = -bottom / (top - bottom)  # a bend of 1
+    ramps = [(turns, _pair(space, turns) / (MOST_KEPT * one)) for turns in (32.0, 4.0)]
+    like_yarn = tuple((place, min(share, 1.0), 0.75, 0.0, 0.0, g) for _, share in ramps for g in (0.5, 0.9))
+    like_ntk = tuple((c, 0.0, straight, 0.0, 0.0, 0.5) for c in (place, place / 2))
+    return Family(size=6, method=method, starts=like_yarn + like_ntk)
 
 
 def yarn(space: Space) -> Family:
@@ -94,3 +105,8 @@ def _growing(method: Callable[[float], Method]) -> Family:
         method=lambda point: method(2 ** (low + (high - low) * point[0])),
         starts=tuple(((math.log2(power) - low) / (high - low),) for power in (0.5, 1.0, 2.0)),
     )
+
+
+def _pair(space: Space, turns: float) -> float:
+    """The pair that turns so often in N0 tokens, between the second and the last."""
+    return min(max(turning_pair(space.base, turns), 1.0), max(1.0, space.pairs - 1.0))

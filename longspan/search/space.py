@@ -85,7 +85,7 @@ class Space:
         )
 
     def rope(self, method: Method) -> dict[str, Any]:
-        """The settings as a recipe writes them for this model: the method itself, or factors that hold both scalings."""
+        """The settings as a recipe writes them for this model: the method, or factors that hold both scalings."""
         if self.own.factors is not None:
             found = self.frequencies(method)
             method = Longrope(factors=found.factors, attention_factor=found.attention_factor)

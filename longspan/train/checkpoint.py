@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from longspan.model.decoder import Decoder
 from longspan.model.tensorfile import Entry, Held, file_bytes, read_entries, write_tensors
-from longspan.rope.frequencies import Frequencies
+from longspan.rope.frequencies import Frequencies, read_frequencies
 from longspan.train.optimizer import Updater
 from longspan.utils.errors import CheckpointError, StorageError
 from longspan.utils.files import fsync_folder, read_json, sha256, storage_errors, write_json
@@ -220,11 +220,10 @@ class CheckpointStore:
                 raise
             self._set_aside(folder, damage)
             return None
-        frequencies = content["frequencies"]
         checkpoint = Checkpoint(
             folder=folder,
             progress=Progress(**content["progress"]),
-            frequencies=Frequencies(**frequencies | {"factors": tuple(frequencies["factors"])}),
+            frequencies=read_frequencies(content["frequencies"]),
             sha256=content["files"][WEIGHTS]["sha256"],
             identity=content["identity"],
             versions=content["versions"],

@@ -39,5 +39,5 @@ class Strategy(Settings):
     def run(self, desk: Desk) -> None:
         """Explore until done. `Spent` may end it at any question: what was tried by then stands."""
 
-    def require(self) -> None:  # noqa: B027 - most strategies need nothing
+    def require(self) -> None:
         """Raise `ConfigError` when a package that it needs is missing."""

@@ -43,7 +43,7 @@ class Evolution(Strategy):
     population: int = Field(default=64, ge=4)
     rounds: int = Field(default=40, ge=0)
     parents: int = Field(default=32, ge=2)
-    mutations: int = Field(default=16, ge=1)
+    mutations: int = Field(default=16, ge=2)
     crossovers: int = Field(default=16, ge=0)
     probability: float = Field(default=0.3, gt=0, le=1)
     search_kept: bool = True
@@ -66,11 +66,13 @@ class Evolution(Strategy):
         scored = self._scored(desk, members)
         for _ in range(self.rounds):
             parents = [genome for genome, _ in scored[: self.parents]]
-            children = _distinct(
-                [], self.mutations // share or 1, lambda: self._mutated(rng.choice(parents), top=top, rng=rng)
-            )
-            children += _distinct([], self.crossovers // share, lambda: _crossed(*rng.sample(parents, 2), rng=rng))
+            children = self._children(parents, share=share, top=top, rng=rng)
             scored = sorted(scored[: self.parents] + self._scored(desk, children), key=lambda pair: pair[1])
+
+    def _children(self, parents: Sequence[_Genome], *, share: int, top: int, rng: random.Random) -> list[_Genome]:
+        """Mutations first, then crossovers."""
+        mutated = _distinct([], self.mutations // share, lambda: self._mutated(rng.choice(parents), top=top, rng=rng))
+        return mutated + _distinct([], self.crossovers // share, lambda: _crossed(*rng.sample(parents, 2), rng=rng))
 
     def _scored(self, desk: Desk, members: Sequence[_Genome]) -> list[tuple[_Genome, float]]:
         candidates = [

@@ -58,7 +58,7 @@ class Gradient(Strategy):
             values = adam.step(values, gradient)
 
 
-STARTS: tuple[Method, ...] = (Linear(), Ntk(), Yarn(), ThetaLaw(), Longrope2())
+STARTS: tuple[Method, ...] = (Linear(), Ntk(), ThetaLaw(), Yarn(), Yarn(beta_fast=4.0), Longrope2())
 
 
 def _method(desk: Desk, values: Sequence[float]) -> Method:
