@@ -102,9 +102,10 @@ def save(
     """Write a Hugging Face folder that transformers loads: weights, config with the rotary set-up, tokenizer files.
 
     `dtype` None keeps the decoder's; `mixed_window` writes the factors of the original window as well. The folder must
-    be new or empty and appears whole or not at all; equal decoders give equal bytes. Memory above the model: about twice its largest tensor. Raises `ModelError` when the folder holds
-    something, when a weight is not finite in `dtype`, when the family has no words for the decoder's shape, or when
-    there are adapters, for which such a folder has no place.
+    be new or empty and appears whole or not at all; equal decoders give equal bytes. Memory above the model: about
+    twice its largest tensor. Raises `ModelError` when the folder holds something, when a weight is not finite in
+    `dtype`, when the family has no words for the decoder's shape, or when there are adapters, for which such a folder
+    has no place.
     """
     folder, shape = Path(folder), decoder.shape
     if decoder.adapters:

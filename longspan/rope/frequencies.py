@@ -60,7 +60,8 @@ class Frequencies:
 
 def read_frequencies(value: Mapping[str, Any]) -> Frequencies:
     """The frequencies whose `dataclasses.asdict` went through JSON, which has lists for tuples."""
-    return Frequencies(**{key: tuple(item) if isinstance(item, list) else item for key, item in value.items()})
+    fields: dict[str, Any] = {key: tuple(item) if isinstance(item, list) else item for key, item in value.items()}
+    return Frequencies(**fields)
 
 
 class Method(Settings):

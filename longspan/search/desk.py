@@ -47,6 +47,7 @@ class Desk:
     seconds: float = 0.0  # that measuring took in all, kills included
     evaluations: int = 0  # candidates measured on a sheet, all sheets counted
     _known: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _counted: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         for row in self.lines.rows:
@@ -75,7 +76,7 @@ class Desk:
         """Loss and gradient on the exploring sheet; it counts as one evaluation. Raises `Spent` as `losses` does."""
         self._room()
         key = _key(candidate, self.sheet, "slope")
-        row = self._row(key)
+        row = self._known.get(key)
         if row is None:
             self.poll()
             start = time.monotonic()
@@ -109,7 +110,7 @@ class Desk:
 
     def _measured(self, candidates: Sequence[Candidate], sheet: Sheet) -> list[float]:
         keys = [_key(candidate, sheet) for candidate in candidates]
-        missing = {key: c for key, c in zip(keys, candidates, strict=True) if self._row(key) is None}
+        missing = {key: c for key, c in zip(keys, candidates, strict=True) if key not in self._known}
         if missing:
             self.poll()
             start = time.monotonic()
@@ -124,9 +125,6 @@ class Desk:
             found.append(_loss(row))
         return found
 
-    def _row(self, key: str) -> dict[str, Any] | None:
-        return self._known.get(key)
-
     def _line(self, key: str, candidate: Candidate, sheet: Sheet, loss: float, seconds: float) -> dict[str, Any]:
         rope = candidate.method.model_dump(mode="json")
         kept = {"kept_tokens": candidate.kept_tokens} if candidate.kept_tokens else {}
@@ -139,8 +137,10 @@ class Desk:
         self._known |= {row["key"]: row for row in rows}
 
     def _count(self, row: dict[str, Any]) -> None:
-        self.seconds += row["seconds"]
-        self.evaluations += 1
+        if row["key"] not in self._counted:
+            self._counted.add(row["key"])
+            self.seconds += row["seconds"]
+            self.evaluations += 1
 
 
 def _key(candidate: Candidate, sheet: Sheet, what: str = "loss") -> str:

@@ -194,7 +194,11 @@ LONG = {"rope_type": "longrope", "short_factor": [1.0] * 64, "long_factor": [2.0
     ("change", "code", "text"),
     [
         ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "nested", "layer type (full_attention)"),
-        ({"rope_scaling": {"type": "su"}}, "type", "rope type 'su' is not supported (have: default, dynamic, linear,"),
+        (
+            {"rope_scaling": {"type": "mrope"}},
+            "type",
+            "rope type 'mrope' is not supported (have: default, dynamic, linear,",
+        ),
         ({"rope_scaling": {"type": "linear"}}, "value", "factor is missing"),
         ({"rope_scaling": {"type": "dynamic", "factor": None}}, "value", "factor is missing"),
         ({"rope_scaling": {"type": "yarn"}}, "value", "factor is missing"),
