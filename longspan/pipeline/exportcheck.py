@@ -87,8 +87,9 @@ def require_alike(folder: Path, frequencies: Frequencies, *, mixed_window: bool 
     Of a mixed window only the texts beyond N0 are asked about: before it engines switch at different moments.
     """
     meant = read_rope(read_config(folder))
-    alike = torch.equal(served_omegas(meant), served_omegas(frequencies))
-    if not alike or meant.attention_factor != frequencies.attention_factor:
+    ends = (frequencies.length, frequencies.trained_length) if mixed_window else (frequencies.length,)
+    sets = ((served_omegas(meant.window(end)), served_omegas(frequencies.window(end))) for end in ends)
+    if not all(torch.equal(*pair) for pair in sets) or meant.attention_factor != frequencies.attention_factor:
         raise _differs("longspan itself", folder)
     for row in check_folder(folder)[0]:
         if not row.same and not (mixed_window and row.length <= frequencies.trained_length):
