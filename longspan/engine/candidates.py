@@ -67,29 +67,30 @@ def candidate_gradient(
     """Mean loss over the sheet's scored targets, its gradient by the logarithm of every rescale factor, and by that of
     the attention factor; float64. Weights get no gradient: freeze them first, or they cost memory.
 
-    Rows go one by one; inside one, blocks are run again in the backward pass, so that memory holds one block.
+    All rows go together; blocks are run again in the backward pass, so that memory holds one block and every block's
+    input.
     """
-    stretch = torch.zeros(len(frequencies.factors), dtype=torch.float64, device=decoder.device, requires_grad=True)
-    heat = torch.zeros((), dtype=torch.float64, device=decoder.device, requires_grad=True)
-    omegas = served_omegas(frequencies).to(decoder.device)
+    device = decoder.device
+    stretch = torch.zeros(len(frequencies.factors), dtype=torch.float64, device=device, requires_grad=True)
+    heat = torch.zeros((), dtype=torch.float64, device=device, requires_grad=True)
+    slowed = served_omegas(frequencies).to(device) * torch.exp(-stretch)
+    angles = sheet.positions.to(device, torch.float64)[..., None] * slowed
+    scale = frequencies.attention_factor * heat.exp()
+    cos, sin = (angles.cos() * scale).float(), (angles.sin() * scale).float()
+    with autocast(decoder):
+        x = decoder.embed(sheet.tokens.to(device))
+        for block in decoder.blocks:
+            x = checkpoint(block, x, cos, sin, use_reentrant=False)
+        hidden = decoder.norm(x)
+    slope = torch.zeros_like(hidden)
     total, divisor = 0.0, int(sheet.scored.sum())
     for row in range(len(sheet.tokens)):
-        slowed = omegas * torch.exp(-stretch)
-        angles = sheet.positions[row].to(decoder.device, torch.float64)[None, :, None] * slowed
-        scale = frequencies.attention_factor * heat.exp()
-        cos, sin = (angles.cos() * scale).float(), (angles.sin() * scale).float()
-        with autocast(decoder):
-            x = decoder.embed(sheet.tokens[row][None].to(decoder.device))
-            for block in decoder.blocks:
-                x = checkpoint(block, x, cos, sin, use_reentrant=False)
-            hidden = decoder.norm(x)[0]
-        slope = torch.zeros_like(hidden)
         for tile in _tiles(sheet, row):
-            states = hidden[tile].detach().requires_grad_()
+            states = hidden[row, tile].detach().requires_grad_()
             nll = _nll(decoder, states, sheet.targets[row, tile])
-            (slope[tile],) = torch.autograd.grad(nll.sum() / divisor, states)
+            (slope[row, tile],) = torch.autograd.grad(nll.sum() / divisor, states)
             total += float(nll.detach().sum(dtype=torch.float64))
-        torch.autograd.backward(hidden, slope, inputs=[stretch, heat])
+    torch.autograd.backward(hidden, slope, inputs=[stretch, heat])
     assert stretch.grad is not None
     assert heat.grad is not None
     return total / divisor, stretch.grad.cpu(), float(heat.grad)

@@ -23,7 +23,7 @@ from longspan.utils.spread import bootstrap
 from longspan.utils.values import canonical_sha256
 
 FIRST_BIN_TOKENS = 128
-SUMMARY, DETAILS, PICTURE = "summary.json", "details.json", "race.svg"
+SUMMARY, PICTURE = "summary.json", "race.svg"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,33 +67,43 @@ def _length(searcher: Searcher, length: int) -> dict[str, Any]:
         for strategy in race.strategies
     }
     job.observer.phase(f"held-out documents at {length:,} tokens", skipped=False)
-    bench = _Bench(searcher, length)
-    space = searcher.space(length)
-    formulas = [strategy.name for strategy in race.strategies if strategy.tunes_a_formula]
+    space, bench = searcher.space(length), _Bench(searcher, length, sets=len(race.strategies) * len(race.seeds) + 1)
+    unscaled = bench.measure(searcher.decoder.frequencies)
     measured = {
         name: [bench.measure(space.frequencies(outcome.found.method)) for outcome in ran]
         for name, ran in outcomes.items()
     }
-    tables = {name: [bench.window_nll(held) for held in ran] for name, ran in measured.items()}
-    best = min(formulas, key=lambda name: _mean(tables[name]), default=None)
-    methods = {}
-    for name, ran in outcomes.items():
-        value = _costs(ran) | bench.described(measured[name]) | {"formula": name in formulas}
-        if best is not None and name != best:
-            less = [
-                [a - b for a, b in zip(*pair, strict=True)] for pair in zip(tables[name], tables[best], strict=True)
-            ]
-            value["minus_best_formula"] = {"formula": best, "nll": _mean(less), "interval": bootstrap(less)}
-        value["found"] = [described(space, outcome) for outcome in ran]
-        methods[name] = value
-    unscaled = bench.described([bench.measure(searcher.decoder.frequencies)])
+    formulas = {strategy.name for strategy in race.strategies if strategy.tunes_a_formula}
+    differences = _against_best({name: list(map(bench.window_nll, ran)) for name, ran in measured.items()}, formulas)
+    methods = {
+        name: {
+            **_costs(ran),
+            **bench.described(measured[name]),
+            "formula": name in formulas,
+            "minus_best_formula": differences.get(name),
+            "found": [described(space, outcome) for outcome in ran],
+        }
+        for name, ran in outcomes.items()
+    }
     return {
         "length": length,
         "bins": bench.edges,
         "agreement": agreement,
         "methods": methods,
-        "unscaled": unscaled,
+        "unscaled": bench.described([unscaled]),
     }
+
+
+def _against_best(tables: dict[str, list[list[float]]], formulas: set[str]) -> dict[str, dict[str, Any]]:
+    """How much less each method loses than the best closed formula, text by text and seed by seed, with an interval."""
+    best = min(formulas, key=lambda name: (_mean(tables[name]), name), default=None)
+    found = {}
+    for name, table in tables.items():
+        if best is not None and name != best:
+            pairs = zip(table, tables[best], strict=True)
+            less = [[a - b for a, b in zip(*pair, strict=True)] for pair in pairs]
+            found[name] = {"formula": best, "nll": _mean(less), "interval": bootstrap(less)}
+    return found
 
 
 def _mean(table: Sequence[Sequence[float]]) -> float:
@@ -113,7 +123,7 @@ def _write(searcher: Searcher, details: dict[str, Any]) -> None:
     """Everything known so far."""
     folder = searcher.folder
     keys = ("nll", "needle", "gpu_seconds", "evaluations", "seeds")
-    write_json(folder / DETAILS, details)
+    write_json(searcher.job.folder.race, details)
     write_json(
         folder / SUMMARY,
         {
@@ -136,19 +146,23 @@ def _edges(length: int) -> list[tuple[int, int]]:
 class _Bench:
     """Held-out documents at one length, and what is known of each set of frequencies already."""
 
-    def __init__(self, searcher: Searcher, length: int) -> None:
+    def __init__(self, searcher: Searcher, length: int, *, sets: int) -> None:
+        """`sets` will be measured in all."""
         self._searcher, self._length, self._race = searcher, length, searcher.settings.compare
         self._store = searcher.job.stores().held_out
         self._texts = Texts(store=self._store, length=length, seed=searcher.job.recipe.seed)
         self._windows = min(self._race.windows, len(self._texts.places()))
         self._lines = Lines(searcher.folder / "held-out.jsonl")
         self._known = {row["key"]: row for row in self._lines.rows}
+        self._done, self._sets = 0, sets
         self.edges = _edges(length)
 
     def measure(self, frequencies: Frequencies) -> HeldOut:
         """Loss of every window by position, and needles found; rows on disk are not measured again."""
         rows = [self._window(frequencies, number) for number in range(self._windows)]
         hits, trials = self._needles(frequencies)
+        self._done += 1
+        self._searcher.job.progress(self._done, self._sets, "sets of frequencies")
         return HeldOut(nll_sums=tuple(tuple(row["nll_sums"]) for row in rows), hits=hits, trials=trials)
 
     def window_nll(self, held: HeldOut) -> list[float]:
@@ -214,7 +228,7 @@ class _Bench:
                 material=Material(documents=self._store, encode=plain_encode(job.tokenizer()), seed=job.recipe.seed),
                 model_id=canonical_sha256([job.base_identity, asdict(frequencies)]),
                 rows_path=searcher.folder / "needles.rows.jsonl",
-                progress=lambda done, total: job.progress(done, total, "needles"),
+                progress=lambda _done, _total: job.poll(),
                 stop=job.stop,
             )
         finally:

@@ -32,7 +32,7 @@ from longspan.utils.files import write_json
 from longspan.utils.lines import Lines
 from longspan.utils.spread import spearman
 
-FOLDER, FOUND = "search", "found.json"
+FOUND = "found.json"
 ENOUGH = 0.8  # the least rank correlation at which the skip sheet may stand for full texts
 
 
@@ -61,7 +61,7 @@ class Searcher:
     @property
     def folder(self) -> Path:
         """Where searches of this run lie."""
-        return self.job.folder.path / FOLDER
+        return self.job.folder.search
 
     @cached_property
     def decoder(self) -> Decoder:
@@ -143,6 +143,7 @@ class Searcher:
         desk = self.desk(judge, length=length, seed=seed, name="agreement", budget=Budget(evaluations=len(candidates)))
         sheets = (Sheet(kind="skip"), Sheet(kind="full"))
         skip, full = (desk.on_sheet(candidates, sheet) for sheet in sheets)
+        seconds = {sheet.kind: desk.seconds_of(sheet) for sheet in sheets}
         rho = spearman(skip, full)
         shown = "without order" if rho is None else f"{rho:.2f}"
         line = f"{length:,}: skip and full texts rank {len(candidates)} closed formulas alike: Spearman {shown}"
@@ -152,7 +153,7 @@ class Searcher:
             self.job.observer.tell(line)
         names = [space.rope(candidate.method) for candidate in candidates]
         rows = [{"rope": n, "skip": s, "full": f} for n, s, f in zip(names, skip, full, strict=True)]
-        return {"spearman": rho, "seed": seed, "seconds": desk.seconds, "candidates": rows}
+        return {"spearman": rho, "seed": seed, "seconds_of_one": seconds, "candidates": rows}
 
 
 def search(job: Job) -> dict[str, Any]:
@@ -220,6 +221,7 @@ def _teller(job: Job, what: str) -> Callable[[Desk], None]:
 
     def told(desk: Desk) -> None:
         done, total = len(desk.tried), desk.budget.evaluations
-        job.progress(min(done, total), max(1, total), f"{what} · best {desk.best:.4f} nats · {desk.seconds:.1f} s")
+        best = f" · best {desk.best:.4f} nats" if desk.tried else ""
+        job.progress(min(done, total), max(1, total), f"{what}{best} · {desk.seconds:.1f} s")
 
     return told

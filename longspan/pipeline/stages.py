@@ -337,7 +337,7 @@ def _evaluation(job: Job, when: str) -> Evaluation | None:
 def _report(job: Job) -> dict[str, Any]:
     """The page and the summary, from whatever is there."""
     folder, (shape, frequencies) = job.folder, job.start
-    parts = (folder.metrics, folder.evaluation("before"), folder.evaluation("after"), folder.proof)
+    parts = (folder.metrics, folder.evaluation("before"), folder.evaluation("after"), folder.proof, folder.race)
     proof = read_json(folder.proof) if folder.proof.exists() else {}
     notes = tuple(_set_aside(job.stores())) if folder.tokens.exists() else ()
 
@@ -365,6 +365,7 @@ def _report(job: Job) -> dict[str, Any]:
             seconds=phases,
             versions=versions(),
             notes=notes,
+            race=read_json(folder.race) if folder.race.exists() else None,
         )
         write_report(folder.report, page)
         maps = heatmaps_svg([evaluation for evaluation in (before, after) if evaluation is not None])

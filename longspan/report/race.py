@@ -14,7 +14,7 @@ from longspan.report.timeline import standalone
 
 ROW, HEAD, FOOT = 22, 40, 40  # pixels: a method, a panel's title, its axis
 LEFT, RIGHT = 92, 470  # of the axis
-LOSS, NEEDLE, COUNT, SECONDS = 528, 590, 660, 756  # right edges of the columns
+LOSS, NEEDLE, COUNT, SECONDS = 524, 588, 680, 756  # right edges of the columns
 CHART = 320
 FAR = 3.0  # losses beyond so many times the middle one's distance from the best are drawn at the edge
 
@@ -110,7 +110,7 @@ def _rows(panel: Panel) -> list[Markup]:
 
     title = f"{panel.factor} × = {numbers.count(panel.length)} tokens"
     under = f"held-out loss, nats per token; mean and 95 % interval over {panel.texts} texts and {panel.seeds} seeds"
-    parts = [text(0, 14, title, class_="map-title"), text(150, 14, under, class_="axis")]
+    parts = [text(0, 14, title, class_="map-title"), text(200, 14, under, class_="axis")]
     for right, word in ((LOSS, "loss"), (NEEDLE, "needles"), (COUNT, "evaluations"), (SECONDS, "seconds")):
         parts.append(text(right, 34, word, class_="tick", text_anchor="end"))
     for value in axis.ticks(6):

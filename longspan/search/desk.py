@@ -100,6 +100,11 @@ class Desk:
             self.told(self)
         return found
 
+    def seconds_of(self, sheet: Sheet) -> float:
+        """What one candidate took on a sheet, in the mean of those measured; 0 when none was."""
+        spent = [row["seconds"] for row in self._known.values() if row["sheet"] == sheet.name]
+        return sum(spent) / len(spent) if spent else 0.0
+
     def _room(self) -> int:
         """How many candidates may still be explored; at least one, or `Spent`."""
         room = self.budget.evaluations - len(self.tried)

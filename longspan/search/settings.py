@@ -12,7 +12,6 @@ from longspan.rope.methods.theta_law import ThetaLaw
 from longspan.search.strategies.evolution import Evolution
 from longspan.search.strategies.formula import Formula
 from longspan.search.strategies.gradient import Gradient
-from longspan.search.strategies.line import Line
 from longspan.search.strategies.structured import Structured
 
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ class Compare(Settings):
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0, 1, 2)
     strategies: Annotated[tuple[StrategyChoice, ...], Field(min_length=1)] = (
         Formula(rope=Linear()),
-        Line(family="ntk"),
+        Structured(family="ntk"),
         Structured(family="yarn"),
         Formula(rope=ThetaLaw()),
         Evolution(),

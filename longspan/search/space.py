@@ -98,8 +98,3 @@ class Space:
         for factor in factors:
             level.append(max(factor, level[-1]) if level else factor)
         return Longrope(factors=tuple(level), attention_factor=attention_factor)
-
-
-def working_length(frequencies: Frequencies) -> int:
-    """The context, in tokens, that a model's weights know: that of its config."""
-    return frequencies.length

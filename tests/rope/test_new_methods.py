@@ -2,6 +2,7 @@
 
 import json
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -77,7 +78,7 @@ def test_longrope2_never_falls(c, share, bend, excess, slope, factor):
     method = Longrope2(critical_pair=c, kept_pairs=c * share, bend=bend, excess=excess, slope=slope, factor=factor)
     factors = method.frequencies(SMOLLM2, 8192).factors
     assert factors[0] >= 1
-    assert all(b >= a * (1 - 1e-12) for a, b in zip(factors, factors[1:], strict=False))
+    assert all(b >= a * (1 - 1e-12) for a, b in pairwise(factors))
 
 
 def test_longrope2_refuses_a_ramp_that_ends_before_it_begins():

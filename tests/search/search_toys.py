@@ -1,5 +1,6 @@
 """A judge without a model: the loss is how far the factors are from a set that it has in mind."""
 
+import contextlib
 import math
 
 from longspan.rope.frequencies import RopeBase
@@ -72,10 +73,8 @@ def desk_of(strategy: Strategy, path, *, space: Space | None = None, judge=None,
 def explored(strategy: Strategy, path, **changes) -> Desk:
     """A desk at which the strategy is done."""
     desk = desk_of(strategy, path, **changes)
-    try:
+    with contextlib.suppress(Spent):
         strategy.run(desk)
-    except Spent:
-        pass
     return desk
 
 
