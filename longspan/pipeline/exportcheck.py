@@ -1,7 +1,7 @@
 """The check of a written folder: what each engine rotates with, against what config.json means to longspan."""
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,14 @@ from longspan.model.decoder import Decoder
 from longspan.model.folder import read_config, read_plain
 from longspan.model.weights import save
 from longspan.pipeline.proof import can_prove, quiet
+from longspan.pipeline.recipe import ExportChoice
 from longspan.rope.export import read_rope
 from longspan.rope.frequencies import Frequencies
+from longspan.rope.methods.searched import Searched
+from longspan.rope.methods.su import Su
 from longspan.rope.rotate import served_omegas
 from longspan.rope.serving import ENGINES, Served
-from longspan.utils.errors import ModelError
+from longspan.utils.errors import ConfigError, ModelError
 
 EQUAL = 1e-6  # of the unscaled frequency: two float32 formulas of one method
 EXACT_KINDS = ("default", "longrope")  # formed alike everywhere: these must be equal to the bit
@@ -66,19 +69,40 @@ def check_export(folder: Path) -> dict[str, Any]:
     return {"alike": all(row.same for row in rows), "engines": [asdict(row) for row in rows], "limits": limits}
 
 
-def save_checked(
-    decoder: Decoder, folder: Path, *, dtype: torch.dtype, mixed_window: bool, warn: Callable[[str], None]
-) -> None:
+def save_checked(decoder: Decoder, folder: Path, export: ExportChoice, *, warn: Callable[[str], None]) -> None:
     """Write a Hugging Face folder and see that every engine will rotate as in training; raises as `require_alike`.
 
-    Without `mixed_window` the decoder is left with one set of frequencies for every length, that of the file.
+    The decoder is left with the frequencies of the file: one set for every length, or the two of a mixed window.
+    Raises `ConfigError` when `window_result` was not found for these frequencies.
     """
-    if not mixed_window:
-        decoder.frequencies = replace(decoder.frequencies, short_factors=None)
-    save(decoder, folder, dtype=dtype, mixed_window=mixed_window)
-    require_alike(folder, decoder.frequencies, mixed_window=mixed_window)
-    for limit in known_limits(folder) if mixed_window else ():
+    short = decoder.frequencies.short_factors if export.mixed_window else None
+    if export.window_result is not None:
+        short = _found_window(export.window_result, decoder.frequencies)
+    decoder.frequencies = replace(decoder.frequencies, short_factors=short)
+    dtype: torch.dtype = getattr(torch, export.dtype)
+    save(decoder, folder, dtype=dtype, mixed_window=export.mixed_window)
+    require_alike(folder, decoder.frequencies, mixed_window=export.mixed_window)
+    for limit in known_limits(folder) if export.mixed_window else ():
         warn(limit)
+
+
+def _found_window(result: Path, frequencies: Frequencies) -> tuple[float, ...]:
+    """The short factors of a search with `window`, whose long ones must be those of the model."""
+    method = Searched(result=result).method()
+    if not isinstance(method, Su) or _differ_in_float32(method.long_factors, frequencies.factors):
+        raise ConfigError(
+            "export.window",
+            "the file holds no original window of this model",
+            where=str(result),
+            fix="search with search.window on this run's export",
+        )
+    return method.short_factors
+
+
+def _differ_in_float32(first: Sequence[float], second: Sequence[float]) -> bool:
+    """Whether factors differ as a file holds them."""
+    one, other = (torch.tensor(factors, dtype=torch.float32) for factors in (first, second))
+    return not torch.equal(one, other)
 
 
 def require_alike(folder: Path, frequencies: Frequencies, *, mixed_window: bool = False) -> None:

@@ -17,6 +17,7 @@ from longspan.pipeline.judging import Texts
 from longspan.pipeline.searching import Outcome, Searcher, described
 from longspan.report.race import race_svg, read_race
 from longspan.rope.frequencies import Frequencies
+from longspan.utils.errors import ConfigError
 from longspan.utils.files import write_atomic, write_json
 from longspan.utils.lines import Lines
 from longspan.utils.spread import bootstrap
@@ -44,6 +45,13 @@ def compare(job: Job) -> dict[str, Any]:
     """
     searcher = Searcher(job)
     race = searcher.settings.compare
+    if searcher.settings.window:
+        raise ConfigError(
+            "search.window-race",
+            "the original window of an extended model is searched alone",
+            where="recipe: search.window",
+            fix="leave out --compare, or window",
+        )
     for strategy in race.strategies:
         strategy.require()
     searcher.decoder  # noqa: B018 - looked at for the errors that it raises

@@ -136,11 +136,19 @@ class EvalChoice(Settings):
 
 class ExportChoice(Settings):
     """How the trained model is written: the type of its weights on disk; with `mixed_window` also the factors of the
-    original window, where the last stage's `su` has them. A text that grows out of that window changes all rotations.
+    original window: those that a search with `window` found (`window_result`, its search/found.json), or those of the
+    last stage's `su`. A text that grows out of that window changes all its rotations.
     """
 
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     mixed_window: bool = False
+    window_result: Path | None = None
+
+    @model_validator(mode="after")
+    def _window_is_asked_for(self) -> Self:
+        if self.window_result is not None and not self.mixed_window:
+            raise ValueError("window_result is written only with mixed_window = true")
+        return self
 
 
 class Recipe(Settings):

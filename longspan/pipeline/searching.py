@@ -27,6 +27,7 @@ from longspan.search.judge import Candidate, Sheet
 from longspan.search.settings import SearchSettings
 from longspan.search.space import Space
 from longspan.search.strategies.base import Strategy
+from longspan.search.window import Window
 from longspan.utils.errors import ConfigError
 from longspan.utils.files import write_json
 from longspan.utils.lines import Lines
@@ -85,6 +86,8 @@ class Searcher:
     def space(self, length: int) -> Space:
         """The model and a length."""
         own = self.decoder.frequencies
+        if self.settings.window:
+            return Window(own=rope_base(own), trained_length=own.trained_length, length=own.trained_length)
         return Space(own=rope_base(own), trained_length=own.length, length=length)
 
     def judge(self, length: int, seed: int) -> DecoderJudge:
@@ -164,12 +167,13 @@ def search(job: Job) -> dict[str, Any]:
     """
     searcher = Searcher(job)
     settings = searcher.settings
-    length, seed = settings.length or job.recipe.stages[-1].length, job.recipe.seed
     settings.strategy.require()
-    space = searcher.space(length)
+    space, seed = searcher.space(settings.length or job.recipe.stages[-1].length), job.recipe.seed
+    length = space.length
     job.observer.phase(f"search at {length:,} tokens", skipped=False)
     judge = searcher.judge(length, seed)
-    agreement = searcher.agreement(judge, length=length, seed=seed)
+    # Closed formulas are for longer texts: a window has none to compare sheets by.
+    agreement = None if settings.window else searcher.agreement(judge, length=length, seed=seed)
     outcome = searcher.run(settings.strategy, judge, length=length, seed=seed)
     path = searcher.folder / FOUND
     write_json(path, {**described(space, outcome), "agreement": agreement})

@@ -300,8 +300,7 @@ def _export(job: Job) -> None:
         if job.folder.adapter in fresh:
             save_adapter(decoder, fresh[job.folder.adapter], base=str(base))
             merge_lora(decoder)
-        mixed, warn = job.recipe.export.mixed_window, job.observer.warn
-        save_checked(decoder, fresh[job.folder.export], dtype=dtype, mixed_window=mixed, warn=warn)
+        save_checked(decoder, fresh[job.folder.export], job.recipe.export, warn=job.observer.warn)
         write_json(job.folder.proof, _proven(job, fresh[job.folder.export], decoder, dtype))
         for final, folder in fresh.items():
             with storage_errors(final):
@@ -309,7 +308,13 @@ def _export(job: Job) -> None:
                 folder.rename(final)
 
     job.require_trained()
-    inputs = {**job.export_inputs, "provable": can_prove()}  # once transformers is there, it is written and checked
+    window = job.recipe.export.window_result
+    seen = None if window is None else read_json(window, error=ConfigError, code="export.window")
+    inputs = {
+        **job.export_inputs,
+        "window": seen,
+        "provable": can_prove(),
+    }  # once transformers is there, it is written and checked
     _once(job, "export", inputs, work, *written, job.folder.proof)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from longspan.rope.frequencies import Method
 from longspan.rope.methods.base import turning_pair
 from longspan.rope.methods.default import Default
-from longspan.rope.methods.longrope import su_attention_factor
+from longspan.rope.methods.longrope import Longrope, su_attention_factor
 from longspan.rope.methods.longrope2 import Longrope2
 from longspan.rope.methods.ntk import Ntk
 from longspan.rope.methods.theta_law import ThetaLaw
@@ -95,7 +95,23 @@ def theta_law(space: Space) -> Family:
     return _growing(lambda power: Default(theta=own * (law / own) ** power))
 
 
-FAMILIES = {"longrope2": longrope2, "yarn": yarn, "ntk": ntk, "theta_law": theta_law}
+def window(space: Space) -> Family:
+    """For the original window of an extended model: its own factors to the power t, from one t for the fastest pair to
+    another for the slowest, each from 0 (unscaled) to 1 (as beyond the window).
+    """
+    own = space.own.factors or (1.0,) * space.pairs
+
+    def method(point: Sequence[float]) -> Method:
+        shares = (point[0] + (point[1] - point[0]) * pair / max(1, space.pairs - 1) for pair in range(space.pairs))
+        factors: list[float] = []
+        for factor, share in zip(own, shares, strict=True):
+            factors.append(min(factor, max(factor**share, *factors[-1:], 1.0)))
+        return Longrope(factors=tuple(factors), attention_factor=1.0)
+
+    return Family(size=2, method=method, starts=((0.0, 0.0), (1.0, 1.0), (0.0, 1.0), (0.5, 0.5)))
+
+
+FAMILIES = {"longrope2": longrope2, "yarn": yarn, "ntk": ntk, "theta_law": theta_law, "window": window}
 
 
 def _growing(method: Callable[[float], Method]) -> Family:

@@ -1,6 +1,6 @@
 """How a recipe steers the search for position settings."""
 
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -49,6 +49,13 @@ class Compare(Settings):
     needles: Count = 10
     needle_contexts: Count = 2
 
+    @field_validator("strategies")
+    @classmethod
+    def _no_window(cls, strategies: tuple[Any, ...]) -> tuple[Any, ...]:
+        if any(isinstance(strategy, Structured) and strategy.family == "window" for strategy in strategies):
+            raise ValueError("a window is searched for a model that was extended; it takes part in no race")
+        return strategies
+
     @field_validator("factors", "seeds")
     @classmethod
     def _once(cls, values: tuple[float, ...]) -> tuple[float, ...]:
@@ -73,11 +80,13 @@ class SearchSettings(Settings):
     texts of `skip_tokens` tokens in pieces of `piece_tokens` whose positions are spread over the whole length, so
     that its cost does not grow with the length; with "full" it is one text of the whole length. The best then meet on
     full texts: round (keep, texts) of `halving` measures the best `keep` on `texts` of them. `pass_tokens` go through
-    the model at once, null as many as this device usually takes.
+    the model at once, null as many as this device usually takes. With `window` the model is one that was extended
+    before, and factors for its original window are searched; the strategy is then "structured" of the family "window".
     """
 
     length: Annotated[int, Field(ge=64)] | None = None
     strategy: StrategyChoice = Structured()
+    window: bool = False
     measure: Literal["perplexity", "needle"] = "perplexity"
     probe: ProbeChoice = Needle()
     needles: Count = 32
@@ -94,6 +103,11 @@ class SearchSettings(Settings):
         keeps, texts = zip(*self.halving, strict=True)
         if list(keeps) != sorted(keeps, reverse=True) or list(texts) != sorted(texts):
             raise ValueError("halving keeps fewer and fewer on more and more texts, such as [[6, 1], [2, 2]]")
+        family = self.strategy.family if isinstance(self.strategy, Structured) else None
+        if self.window != (family == "window"):
+            raise ValueError('window = true goes with strategy = { kind = "structured", family = "window" }')
+        if self.window and self.length is not None:
+            raise ValueError("the length of a window is that of the model: leave out length")
         if self.skip_tokens % self.piece_tokens:
             raise ValueError(f"skip_tokens {self.skip_tokens} is no multiple of piece_tokens {self.piece_tokens}")
         if self.probe.most_items is not None and self.probe.most_items < self.needles:

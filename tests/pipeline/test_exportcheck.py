@@ -13,6 +13,7 @@ from longspan.model.decoder import Decoder
 from longspan.model.weights import load
 from longspan.pipeline.exportcheck import check_folder, known_limits, require_alike, save_checked, transformers_reading
 from longspan.pipeline.proof import logit_differences
+from longspan.pipeline.recipe import ExportChoice
 from longspan.rope.frequencies import Frequencies, RopeBase
 from longspan.rope.methods.longrope2 import Longrope2
 from longspan.rope.methods.proportional import Proportional
@@ -21,7 +22,7 @@ from longspan.rope.methods.theta_law import ThetaLaw
 from longspan.rope.methods.yarn import Yarn
 from longspan.rope.rotate import served_omegas
 from longspan.shape import ModelShape
-from longspan.utils.errors import ModelError
+from longspan.utils.errors import ConfigError, ModelError
 
 BASE = RopeBase(rotary_dim=16, theta=1e4, trained_length=64)
 MIXED = Su(short_factors=tuple(1 + i / 9 for i in range(8)), long_factors=tuple(1.0 + i for i in range(8)), factor=8)
@@ -58,7 +59,7 @@ def decoder_of(frequencies: Frequencies) -> Decoder:
 def written(folder: Path, method, *, mixed_window: bool = False, warnings: list[str] | None = None) -> Decoder:
     decoder = decoder_of(method.frequencies(BASE, 512))
     told = [] if warnings is None else warnings
-    save_checked(decoder, folder, dtype=torch.float32, mixed_window=mixed_window, warn=told.append)
+    save_checked(decoder, folder, ExportChoice(mixed_window=mixed_window), warn=told.append)
     return decoder
 
 
@@ -98,6 +99,30 @@ def test_without_the_request_there_is_one_set(tmp_path):
     assert warnings == []
     assert decoder.frequencies.short_factors is None
     assert torch.equal(transformers_reading(tmp_path / "out", 10).omegas, served_omegas(decoder.frequencies))
+
+
+def test_a_window_found_by_a_search_is_written(tmp_path):
+    method = Longrope2(excess=0.2, attention_factor=1.1)
+    frequencies = method.frequencies(BASE, 512)
+    short = tuple(factor**0.4 for factor in frequencies.factors)
+    rope = {"kind": "su", "short_factors": short, "long_factors": frequencies.factors, "attention_factor": 1.1}
+    (tmp_path / "found.json").write_text(json.dumps({"rope": rope}))
+    export = ExportChoice(mixed_window=True, window_result=tmp_path / "found.json")
+    warnings: list[str] = []
+    decoder = decoder_of(frequencies)
+    save_checked(decoder, tmp_path / "out", export, warn=warnings.append)
+    assert decoder.frequencies.short_factors == short
+    back = load(tmp_path / "out").frequencies
+    assert back.short_factors == pytest.approx(short, rel=1e-7)
+    assert back.factors == pytest.approx(frequencies.factors, rel=1e-7)
+    assert any("KV cache is invalid" in warning for warning in warnings)
+    for other in (rope | {"long_factors": [2.0] * 8}, {"kind": "yarn"}):
+        (tmp_path / "found.json").write_text(json.dumps({"rope": other}))
+        with pytest.raises(ConfigError, match="no original window of this model") as caught:
+            save_checked(decoder_of(frequencies), tmp_path / "no", export, warn=warnings.append)
+        assert caught.value.code == "export.window"
+    with pytest.raises(ValueError, match="only with mixed_window = true"):
+        ExportChoice(window_result=tmp_path / "found.json")
 
 
 FAULTS = {

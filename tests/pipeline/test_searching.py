@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import re
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,12 +13,16 @@ import torch
 from torch.nn import functional
 
 from longspan import cli
-from longspan.model.weights import load
+from longspan.model.weights import load, save
 from longspan.pipeline import stages
 from longspan.pipeline.judging import Texts, piece_places, rope_base
 from longspan.pipeline.recipe import Recipe
+from longspan.pipeline.searching import Searcher
 from longspan.rope.frequencies import read_frequencies
+from longspan.rope.methods.linear import Linear
+from longspan.rope.methods.su import Su
 from longspan.rope.methods.yarn import Yarn
+from longspan.search.judge import Sheet
 from longspan.search.settings import SearchSettings
 from longspan.utils.errors import ConfigError, DataError, Interrupted
 
@@ -117,6 +122,7 @@ def test_the_same_command_measures_nothing_again(hunt):
     assert {path.name: path.read_bytes() for path in (hunt.parent / "run" / "search").rglob("*.json*")} == before
 
 
+@pytest.mark.slow
 def test_a_stopped_race_goes_on(hunt):
     """Stopped again and again, it ends with the choices of a race that was never stopped."""
     recipe, folder = Recipe.read(hunt), hunt.parent / "run" / "search"
@@ -187,6 +193,28 @@ def test_needles_are_measured_by_their_answers(hunt):
     assert {row["sheet"] for row in full} == {"full/0", "full/1"}
 
 
+def test_the_window_of_an_extended_model_is_searched_on_short_texts(hunt):
+    """LongRoPE stretches the base model fourfold; on texts of its old length smaller factors are found again."""
+    decoder = load(ROOT / "examples" / "laptop-base")
+    decoder.frequencies = Linear(factor=4).frequencies(rope_base(decoder.frequencies), 2048)
+    save(decoder, hunt.parent / "extended")
+    text = hunt.read_text().replace(str(ROOT / "examples" / "laptop-base"), str(hunt.parent / "extended"))
+    strategy = 'window = true\nstrategy = { kind = "structured", family = "window", evaluations = 12 }'
+    hunt.write_text(text.replace('strategy = { kind = "line", evaluations = 5 }', strategy))
+    answer = stages.search(Recipe.read(hunt), race=False)
+    rope = Su.model_validate_json(json.dumps(answer["rope"]))
+    assert rope.long_factors == (4.0,) * 32
+    assert all(1 <= factor <= 4 for factor in rope.short_factors)
+    assert max(rope.short_factors) < 1.5  # the weights are untrained at the stretch
+    measured = rows(hunt.parent / "run" / "search" / "512" / "window-3.jsonl")
+    best = min(row["loss"] for row in measured if row["sheet"] == "full/0")
+    stretched = next(row["loss"] for row in measured if set(row["rope"]["factors"]) == {4.0})
+    assert best < stretched - 0.3
+    assert json.loads((hunt.parent / "run" / "search" / "found.json").read_text())["agreement"] is None
+    with pytest.raises(ConfigError, match="is searched alone"):
+        stages.search(Recipe.read(hunt), race=True)
+
+
 def test_what_a_search_refuses(hunt, tmp_path):
     def refused(old: str, new: str, error: type[Exception], code: str) -> None:
         (tmp_path / "bad.toml").write_text(hunt.read_text().replace(old, new))
@@ -195,11 +223,16 @@ def test_what_a_search_refuses(hunt, tmp_path):
         assert caught.value.code == code
 
     refused("[search]\n", "[search]\nlength = 512\n", ConfigError, "search.length")
+    window = 'window = true\nstrategy = { kind = "structured", family = "window" }'
+    refused('strategy = { kind = "line", evaluations = 5 }', window, ConfigError, "search.no-window")
     refused("[search]\n", "[search]\nlength = 100_000\n", DataError, "search.document-short")
     refused("[2, 1], [1, 2]", "[2, 1], [1, 99]", DataError, "search.few-texts")
     new = "[model.new]\nlayers=1\nwidth=16\nheads=2\nkv_heads=1\nhead_dim=8\nmlp_width=32\nvocabulary=300\n"
     model = f'[model]\nfolder = "{ROOT / "examples" / "laptop-base"}"\n'
     refused(model, new, ConfigError, "search.new-model")
+
+
+WINDOW = {"kind": "structured", "family": "window"}
 
 
 @pytest.mark.parametrize(
@@ -209,6 +242,10 @@ def test_what_a_search_refuses(hunt, tmp_path):
         ({"halving": [[2, 2], [1, 1]]}, "keeps fewer and fewer"),
         ({"skip_tokens": 100, "piece_tokens": 64}, "no multiple of piece_tokens"),
         ({"probe": {"kind": "passkey"}}, "a text carries 1 line of passkey"),
+        ({"window": True}, 'family = "window"'),
+        ({"strategy": WINDOW}, "window = true goes with"),
+        ({"strategy": WINDOW, "window": True, "length": 512}, "leave out length"),
+        ({"compare": {"strategies": [WINDOW]}}, "takes part in no race"),
         ({"compare": {"factors": [2.0, 2.0]}}, "each value may stand once"),
         ({"compare": {"strategies": [{"kind": "gradient"}, {"kind": "gradient"}]}}, "go by the name gradient"),
     ],
@@ -216,6 +253,28 @@ def test_what_a_search_refuses(hunt, tmp_path):
 def test_settings_that_make_no_sense(change, text):
     with pytest.raises(ValueError, match=text):
         SearchSettings.model_validate_json(json.dumps(change))
+
+
+@pytest.mark.parametrize("measure", ["perplexity", "needle"])
+def test_a_skip_sheet_is_a_text_with_parts_left_out(hunt, measure):
+    hunt.write_text(hunt.read_text().replace("[search]\n", f'[search]\nmeasure = "{measure}"\n'))
+    stages.search(Recipe.read(hunt), race=False)
+    with stages.Job.opened(Recipe.read(hunt), observer=stages.SILENT, stop=stages.never) as job:
+        judge, decode = Searcher(job).judge(640, 3), job.tokenizer().decode
+        sheet = judge._sheet(Sheet(kind="skip"))
+        text = Texts(store=job.stores().train, length=640, seed=3).read(0)
+    positions = sheet.positions[0].numpy()
+    assert (positions[0], positions[-1], len(positions)) == (0, 639, 96)
+    assert sorted({b - a for a, b in pairwise(positions.tolist())})[0] == 1
+    assert sum(b - a > 1 for a, b in pairwise(positions.tolist())) == 2
+    if measure == "perplexity":
+        assert (sheet.tokens[0].numpy() == text[positions]).all()
+        assert (sheet.targets[0].numpy() == text[positions + 1]).all()
+        assert bool(sheet.scored.all())
+    else:
+        assert torch.equal(sheet.targets[0, :-1], sheet.tokens[0, 1:])
+        answers = decode(sheet.targets[0][sheet.scored[0]].tolist())
+        assert re.fullmatch(r"( \d{6}){2}", answers)
 
 
 def test_pieces_span_the_whole_room():

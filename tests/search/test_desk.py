@@ -11,6 +11,7 @@ from longspan.rope.methods.default import Default
 from longspan.rope.methods.linear import Linear
 from longspan.rope.methods.longrope import Longrope, su_attention_factor
 from longspan.rope.methods.ntk import Ntk
+from longspan.rope.methods.su import Su
 from longspan.rope.methods.theta_law import ThetaLaw
 from longspan.rope.methods.yarn import Yarn
 from longspan.search.halving import halve
@@ -18,6 +19,8 @@ from longspan.search.judge import Candidate, Sheet
 from longspan.search.space import Space
 from longspan.search.strategies.evolution import Evolution
 from longspan.search.strategies.formula import Formula
+from longspan.search.strategies.structured import Structured
+from longspan.search.window import Window
 from longspan.utils.errors import ConfigError
 
 FORMULAS = [Candidate(method=method) for method in (Linear(), Ntk(), Yarn(), Yarn(beta_fast=4.0), ThetaLaw())]
@@ -132,6 +135,33 @@ def test_a_second_interpolation_lies_on_the_first():
     theta = space.frequencies(Default(theta=1e4 * 8 ** (128 / 126)))  # a base is factors too
     assert theta.factors == pytest.approx([(1 + i) * 8 ** (i / 63) for i in range(64)], rel=1e-12)
     assert space.stretch(Linear()) == (8.0,) * 64
+
+
+def test_a_window_lies_between_the_first_training_and_the_extension(tmp_path):
+    own = RopeBase(
+        rotary_dim=64,
+        theta=1e5,
+        trained_length=8192,
+        factors=tuple(8 ** (i / 31) for i in range(32)),
+        attention_factor=1.2,
+    )
+    window = Window(own=own, trained_length=8192, length=8192)
+    strategy = Structured(family="window", evaluations=30)
+    desk = explored(strategy, tmp_path / "rows.jsonl", space=window, judge=ToyJudge(window))
+    for candidate, _ in desk.tried.values():
+        found = window.frequencies(candidate.method)
+        assert all(1 <= short <= long * (1 + 1e-9) for short, long in zip(found.factors, own.factors, strict=True))
+        assert list(found.factors) == sorted(found.factors)
+        assert (found.attention_factor, found.length, found.trained_length) == (1.2, 8192, 8192)
+    rope = window.rope(next(iter(desk.tried.values()))[0].method)
+    both = Su.model_validate_json(json.dumps(rope)).frequencies(own, 65_536)
+    assert both.factors == own.factors
+    assert both.short_factors == (1.0,) * 32  # the first point: as first trained
+    with pytest.raises(ConfigError, match="slowed more in the original window than beyond it"):
+        window.frequencies(Linear(factor=2))
+    with pytest.raises(ConfigError, match="needs no other factors") as caught:
+        Window(own=SMOLLM2, trained_length=8192, length=8192)
+    assert caught.value.code == "search.no-window"
 
 
 def test_sheets_have_names():

@@ -21,11 +21,11 @@ class Structured(Strategy):
 
     `family` "longrope2" holds what LongRoPE2 searches pair by pair in four numbers: where the critical pair is, how far
     slow pairs go beyond the factor, their slope, and the attention factor. "yarn" tunes YaRN, "ntk" and "theta_law"
-    a theta.
+    a theta; "window" shrinks an extended model's factors for its original window.
     """
 
     kind: Literal["structured"] = "structured"
-    family: Literal["longrope2", "yarn", "ntk", "theta_law"] = "longrope2"
+    family: Literal["longrope2", "yarn", "ntk", "theta_law", "window"] = "longrope2"
     evaluations: int = Field(default=64, ge=1)
     seconds: Seconds | None = None
     population: int = Field(default=8, ge=2)
@@ -37,8 +37,8 @@ class Structured(Strategy):
 
     @property
     def tunes_a_formula(self) -> bool:
-        """Every family but LongRoPE2's has closed formulas."""
-        return self.family != "longrope2"
+        """Three families hold closed formulas."""
+        return self.family in ("yarn", "ntk", "theta_law")
 
     @property
     def budget(self) -> Budget:
