@@ -35,11 +35,14 @@ def longrope2(space: Space) -> Family:
 
     The ramp ends between the pair that turns ten times in N0 tokens and the one that turns half a time; the paper
     searches from ten to one (arXiv:2502.20082, section 3.2), of which models that are not trained afterwards may want
-    less. The attention factor goes up to the square of LongRoPE's.
+    less. The slowest pair goes up to 2f, or twice as far as the theta law takes it; the attention factor up to the
+    square of LongRoPE's.
     """
     low, one, high = (_pair(space, turns) for turns in (TEN_TURNS, 1.0, HALF_TURN))
     heat = 2 * math.log(su_attention_factor(space.factor, space.trained_length))
     bottom, top = math.log(LEAST_BEND), math.log(MOST_BEND)
+    law = math.log(space.factor) * (space.pairs - one) / one  # a ramp of the theta law goes on beyond its f at c
+    steepest = max(math.log(2), 2 * law)
 
     def method(point: Sequence[float]) -> Method:
         end = low + (high - low) * point[0]
@@ -48,16 +51,17 @@ def longrope2(space: Space) -> Family:
             kept_pairs=MOST_KEPT * end * point[1],
             bend=math.exp(bottom + (top - bottom) * point[2]),
             excess=math.log(2) * point[3],
-            slope=math.log(2) * point[4],
+            slope=steepest * point[4],
             attention_factor=math.exp(heat * point[5]),
         )
 
     place = (one - low) / (high - low) if high > low else 0.0
     straight = -bottom / (top - bottom)  # a bend of 1
-    ramps = [(turns, _pair(space, turns) / (MOST_KEPT * one)) for turns in (32.0, 4.0)]
-    like_yarn = tuple((place, min(share, 1.0), 0.75, 0.0, 0.0, g) for _, share in ramps for g in (0.5, 0.9))
+    kept = [min(_pair(space, turns) / (MOST_KEPT * one), 1.0) for turns in (32.0, 4.0)]
+    like_yarn = tuple((place, share, 0.75, 0.0, 0.0, g) for share in kept for g in (0.5, 0.9))
     like_ntk = tuple((c, 0.0, straight, 0.0, 0.0, 0.5) for c in (place, place / 2))
-    return Family(size=6, method=method, starts=like_yarn + like_ntk)
+    like_law = ((place, 0.0, straight, 0.0, law / steepest, 0.0),)
+    return Family(size=6, method=method, starts=like_yarn + like_ntk + like_law)
 
 
 def yarn(space: Space) -> Family:

@@ -16,7 +16,8 @@ class Longrope2(Method):
     f·e^(a + b·(i − c)/(d/2 − c)) from it on.
 
     `critical_pair` c is a real number, null the first pair that does not turn once in N0 tokens; the paper finds the
-    true one below it. `excess` a and `slope` b lift the slow pairs above f: the paper searches up to 2f. With s = 0 and
+    true one below it. `excess` a and `slope` b lift the slow pairs above f: the paper searches up to 2f, a larger theta
+    goes further. With s = 0 and
     a bend of 1 the fast pairs are the paper's NTK ramp; a larger s and bend keep them, as YaRN does.
     `attention_factor` null is that of LongRoPE. Source: arXiv:2502.20082, whose search of every slow pair is here
     reduced to a and b; s and the bend are an addition.
@@ -28,7 +29,7 @@ class Longrope2(Method):
     kept_pairs: float = Field(default=0.0, ge=0)
     bend: float = Field(default=1.0, gt=0, le=16)
     excess: float = Field(default=0.0, ge=0, le=2)
-    slope: float = Field(default=0.0, ge=0, le=2)
+    slope: float = Field(default=0.0, ge=0, le=16)
     attention_factor: AttentionFactor | None = None
 
     @model_validator(mode="after")
@@ -43,7 +44,7 @@ class Longrope2(Method):
         Raises `ConfigError` when `kept_pairs` is not below the critical pair of this model.
         """
         factor, pairs = scaling_factor(self.factor, base, length), base.rotary_dim // 2
-        critical = critical_pair(base) if self.critical_pair is None else min(self.critical_pair, pairs)
+        critical = critical_pair(base) if self.critical_pair is None else self.critical_pair
         if self.kept_pairs >= critical:
             raise ConfigError(
                 "rope.kept-pairs",
