@@ -55,17 +55,20 @@ class Texts:
         rng.shuffle(found)
         return found
 
-    def read(self, number: int) -> Ids:
-        """Stretch `number`. Raises `DataError` when there are not so many."""
-        places = self.places()
-        if number >= len(places):
+    def require(self, count: int) -> None:
+        """Raise `DataError` when there are fewer stretches than `count`."""
+        have = len(self.places())
+        if have < count:
             raise DataError(
                 "search.few-texts",
-                f"{number + 1} texts of {self.length:,} tokens are needed, and the documents hold {len(places)}",
+                f"{count} texts of {self.length:,} tokens are needed, and the documents hold {have}",
                 where=str(self.store.folder),
-                fix="add long documents, or lower the texts in search.halving, search.skip_rows",
+                fix="add long documents, or lower the texts in search.halving and search.skip_rows",
             )
-        document, start = places[number]
+
+    def read(self, number: int) -> Ids:
+        """Stretch `number`."""
+        document, start = self.places()[number]
         return self.store.read(document, start, self.length + 1)
 
 

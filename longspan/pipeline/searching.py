@@ -1,6 +1,7 @@
 """The search verb: position settings for one length, or a race of strategies at several, in the run folder."""
 
 import contextlib
+import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -91,13 +92,15 @@ class Searcher:
         return Space(own=rope_base(own), trained_length=own.length, length=length)
 
     def judge(self, length: int, seed: int) -> DecoderJudge:
-        """The model on texts of one length, drawn by one seed."""
-        store = self.job.stores().train
+        """The model on texts of one length, drawn by one seed. Raises `DataError` when there are too few."""
+        store, settings = self.job.stores().train, self.settings
+        texts = Texts(store=store, length=length, seed=seed)
+        texts.require(max(settings.skip_rows, *(count for _, count in settings.halving)))
         identity = [self.job.base_identity, store.fingerprint, str(self.job.device.type)]
         return DecoderJudge(
             self.decoder,
-            Texts(store=store, length=length, seed=seed),
-            self.settings,
+            texts,
+            settings,
             pass_tokens=self.pass_tokens,
             encode=plain_encode(self.job.tokenizer()),
             identity=identity,
@@ -180,6 +183,7 @@ def search(job: Job) -> dict[str, Any]:
     return {
         "run": str(job.folder.path),
         "found": str(path),
+        "stage": f'rope = {{ kind = "searched", result = {json.dumps(str(path))} }}',
         "rope": space.rope(outcome.found.method),
         "loss": outcome.found.loss,
         "evaluations": outcome.evaluations,

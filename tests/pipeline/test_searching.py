@@ -85,6 +85,7 @@ def test_a_search_writes_what_a_stage_can_use(hunt, capsys):
     answer = json.loads(capsys.readouterr().out.splitlines()[-1])
     found = json.loads((hunt.parent / "run" / "search" / "found.json").read_text())
     assert answer["rope"] == found["rope"]
+    assert answer["stage"] == f'rope = {{ kind = "searched", result = "{answer["found"]}" }}'
     assert found["rope"]["kind"] == "default"
     assert found["rope"]["theta"] > 1e4
     assert (found["length"], found["model"]["trained_length"], found["full_texts"]) == (640, 512, 2)
@@ -216,10 +217,10 @@ def test_the_window_of_an_extended_model_is_searched_on_short_texts(hunt):
 
 
 def test_what_a_search_refuses(hunt, tmp_path):
-    def refused(old: str, new: str, error: type[Exception], code: str) -> None:
+    def refused(old: str, new: str, error: type[Exception], code: str, *, race: bool = False) -> None:
         (tmp_path / "bad.toml").write_text(hunt.read_text().replace(old, new))
         with pytest.raises(error) as caught:
-            stages.search(Recipe.read(tmp_path / "bad.toml"), race=False)
+            stages.search(Recipe.read(tmp_path / "bad.toml"), race=race)
         assert caught.value.code == code
 
     refused("[search]\n", "[search]\nlength = 512\n", ConfigError, "search.length")
@@ -227,6 +228,8 @@ def test_what_a_search_refuses(hunt, tmp_path):
     refused('strategy = { kind = "line", evaluations = 5 }', window, ConfigError, "search.no-window")
     refused("[search]\n", "[search]\nlength = 100_000\n", DataError, "search.document-short")
     refused("[2, 1], [1, 2]", "[2, 1], [1, 99]", DataError, "search.few-texts")
+    refused("factors = [1.25]", "factors = [90]", DataError, "search.document-short", race=True)
+    assert not (hunt.parent / "run" / "search").exists()  # nothing was measured before
     new = "[model.new]\nlayers=1\nwidth=16\nheads=2\nkv_heads=1\nhead_dim=8\nmlp_width=32\nvocabulary=300\n"
     model = f'[model]\nfolder = "{ROOT / "examples" / "laptop-base"}"\n'
     refused(model, new, ConfigError, "search.new-model")
