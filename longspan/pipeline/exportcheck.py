@@ -54,9 +54,8 @@ def check_folder(folder: Path) -> tuple[list[Reading], list[str]]:
     if can_prove():
         version = importlib.import_module("transformers").__version__
         readers = {f"transformers {version}": lambda _, length: transformers_reading(folder, length), **readers}
-    kind = (config.get("rope_scaling") or config.get("rope_parameters") or {}).get("rope_type", "default")
     rows = [
-        _reading(engine, read, config, meant, length, exact=kind in EXACT_KINDS)
+        _reading(engine, read, config, meant, length, exact=_kind(config) in EXACT_KINDS)
         for engine, read in readers.items()
         for length in lengths
     ]
@@ -169,7 +168,7 @@ def known_limits(folder: Path) -> list[str]:
     """What the files cannot make right by themselves, and whoever serves the folder must know."""
     config = read_config(folder)
     meant, notes = read_rope(config), [] if can_prove() else ["transformers is not installed, and so not asked"]
-    if meant.length > meant.trained_length:
+    if _kind(config) == "longrope" and meant.length > meant.trained_length:
         notes.append(
             f"serve with vLLM's --max-model-len {meant.length}: without it, it stops at {meant.trained_length} tokens"
         )
@@ -190,6 +189,12 @@ def known_limits(folder: Path) -> list[str]:
     if config.get("use_sliding_window"):
         notes.append("use_sliding_window is on: most layers see only the last tokens")
     return notes
+
+
+def _kind(config: dict[str, Any]) -> str:
+    """The rope type of a file."""
+    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    return str(rope.get("rope_type") or rope.get("type") or "default")
 
 
 def _differs(engine: str, folder: Path, told: str = "") -> ModelError:

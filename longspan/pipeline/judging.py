@@ -97,6 +97,11 @@ class DecoderJudge:
         )
 
     @property
+    def length(self) -> int:
+        """Tokens of a whole text."""
+        return self._texts.length
+
+    @property
     def identity(self) -> str:
         """Hash of weights, frequencies, texts, seed and what is measured."""
         return self._identity

@@ -14,7 +14,8 @@ from longspan.eval.evaluate import evaluate
 from longspan.eval.tasks.grid import Grid
 from longspan.pipeline.job import Job
 from longspan.pipeline.judging import Texts
-from longspan.pipeline.searching import Outcome, Searcher, described
+from longspan.pipeline.memory import memory_errors
+from longspan.pipeline.searching import SMALLER, Outcome, Searcher, described
 from longspan.report.race import race_svg, read_race
 from longspan.rope.frequencies import Frequencies
 from longspan.utils.errors import ConfigError
@@ -83,9 +84,9 @@ def _length(searcher: Searcher, length: int) -> dict[str, Any]:
     race, job = searcher.settings.compare, searcher.job
     judges = {seed: searcher.judge(length, seed) for seed in race.seeds}
     job.observer.phase(f"search at {length:,} tokens", skipped=False)
-    agreement = searcher.agreement(judges[race.seeds[0]], length=length, seed=race.seeds[0])
+    agreement = searcher.agreement(judges[race.seeds[0]], seed=race.seeds[0])
     outcomes = {
-        strategy.name: [searcher.run(strategy, judges[seed], length=length, seed=seed) for seed in race.seeds]
+        strategy.name: [searcher.run(strategy, judges[seed], seed=seed) for seed in race.seeds]
         for strategy in race.strategies
     }
     job.observer.phase(f"held-out documents at {length:,} tokens", skipped=False)
@@ -181,8 +182,9 @@ class _Bench:
 
     def measure(self, frequencies: Frequencies) -> HeldOut:
         """Loss of every window by position, and needles found; rows on disk are not measured again."""
-        rows = [self._window(frequencies, number) for number in range(self._windows)]
-        hits, trials = self._needles(frequencies)
+        with memory_errors(lambda: f"held-out documents at {self._length:,} tokens", fix=SMALLER):
+            rows = [self._window(frequencies, number) for number in range(self._windows)]
+            hits, trials = self._needles(frequencies)
         self._done += 1
         self._searcher.job.progress(self._done, self._sets, "sets of frequencies")
         return HeldOut(nll_sums=tuple(tuple(row["nll_sums"]) for row in rows), hits=hits, trials=trials)

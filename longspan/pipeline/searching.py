@@ -35,6 +35,7 @@ from longspan.utils.lines import Lines
 from longspan.utils.spread import spearman
 
 FOUND = "found.json"
+SMALLER = "lower search.pass_tokens, or search for a shorter length"
 ENOUGH = 0.8  # the least rank correlation at which the skip sheet may stand for full texts
 
 
@@ -106,14 +107,12 @@ class Searcher:
             identity=identity,
         )
 
-    def explored_on(self) -> Sheet:
-        """The sheet on which strategies explore."""
-        return Sheet(kind=self.settings.explore)
-
-    def run(self, strategy: Strategy, judge: DecoderJudge, *, length: int, seed: int) -> Outcome:
+    def run(self, strategy: Strategy, judge: DecoderJudge, *, seed: int) -> Outcome:
         """One strategy with one seed, and its finals; goes on where it stopped."""
-        desk = self.desk(judge, length=length, seed=seed, name=strategy.name, budget=strategy.budget)
-        with memory_errors(lambda: f"search at {length:,} tokens", fix="lower search.pass_tokens"):
+        sheet = Sheet(kind=strategy.explore or self.settings.explore)
+        desk = self.desk(judge, sheet, seed=seed, name=strategy.name, budget=strategy.budget)
+        length = desk.space.length
+        with memory_errors(lambda: f"search at {length:,} tokens", fix=SMALLER):
             with contextlib.suppress(Spent):  # what was tried by then stands
                 strategy.run(desk)
             found = halve(desk, self.settings.halving)
@@ -126,33 +125,36 @@ class Searcher:
         )
         return outcome
 
-    def desk(self, judge: DecoderJudge, *, length: int, seed: int, name: str, budget: Budget) -> Desk:
+    def desk(self, judge: DecoderJudge, sheet: Sheet, *, seed: int, name: str, budget: Budget) -> Desk:
         """Where one strategy works; its rows lie in a file of its own."""
+        space = self.space(judge.length)
         return Desk(
-            space=self.space(length),
+            space=space,
             judge=judge,
-            lines=Lines(self.folder / str(length) / f"{name}-{seed}.jsonl"),
+            lines=Lines(self.folder / str(space.length) / f"{name}-{seed}.jsonl"),
             budget=budget,
             seed=seed,
-            sheet=self.explored_on(),
+            sheet=sheet,
             poll=self.job.poll,
-            told=_teller(self.job, f"{length:,} · {name} · seed {seed}"),
+            told=_teller(self.job, f"{space.length:,} · {name} · seed {seed}"),
         )
 
-    def agreement(self, judge: DecoderJudge, *, length: int, seed: int) -> dict[str, Any]:
+    def agreement(self, judge: DecoderJudge, *, seed: int) -> dict[str, Any]:
         """How well the skip sheet ranks closed formulas as a full text does: told, warned of below `ENOUGH`.
 
         Source of the set: one point of each method, and NTK ramps with their top at other pairs.
         """
-        space = self.space(length)
-        candidates = [Candidate(method=method) for method in closed_formulas(space)]
-        desk = self.desk(judge, length=length, seed=seed, name="agreement", budget=Budget(evaluations=len(candidates)))
         sheets = (Sheet(kind="skip"), Sheet(kind="full"))
-        skip, full = (desk.on_sheet(candidates, sheet) for sheet in sheets)
+        space = self.space(judge.length)
+        candidates = [Candidate(method=method) for method in closed_formulas(space)]
+        budget = Budget(evaluations=len(candidates))
+        desk = self.desk(judge, sheets[0], seed=seed, name="agreement", budget=budget)
+        with memory_errors(lambda: f"search at {space.length:,} tokens", fix=SMALLER):
+            skip, full = (desk.on_sheet(candidates, sheet) for sheet in sheets)
         seconds = {sheet.kind: desk.seconds_of(sheet) for sheet in sheets}
         rho = spearman(skip, full)
         shown = "without order" if rho is None else f"{rho:.2f}"
-        line = f"{length:,}: skip and full texts rank {len(candidates)} closed formulas alike: Spearman {shown}"
+        line = f"{space.length:,}: skip and full texts rank {len(candidates)} closed formulas alike: Spearman {shown}"
         if self.settings.explore == "skip" and (rho is None or rho < ENOUGH):
             self.job.observer.warn(f'{line}, less than {ENOUGH}: explore = "full" is slower and surer')
         else:
@@ -176,8 +178,8 @@ def search(job: Job) -> dict[str, Any]:
     job.observer.phase(f"search at {length:,} tokens", skipped=False)
     judge = searcher.judge(length, seed)
     # Closed formulas are for longer texts: a window has none to compare sheets by.
-    agreement = None if settings.window else searcher.agreement(judge, length=length, seed=seed)
-    outcome = searcher.run(settings.strategy, judge, length=length, seed=seed)
+    agreement = None if settings.window else searcher.agreement(judge, seed=seed)
+    outcome = searcher.run(settings.strategy, judge, seed=seed)
     path = searcher.folder / FOUND
     write_json(path, {**described(space, outcome), "agreement": agreement})
     return {

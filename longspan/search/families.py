@@ -47,6 +47,7 @@ def longrope2(space: Space) -> Family:
     def method(point: Sequence[float]) -> Method:
         end = low + (high - low) * point[0]
         return Longrope2(
+            factor=space.factor,  # what is found holds whatever the length of the stage that uses it
             critical_pair=end,
             kept_pairs=MOST_KEPT * end * point[1],
             bend=math.exp(bottom + (top - bottom) * point[2]),
@@ -75,6 +76,7 @@ def yarn(space: Space) -> Family:
         fast = bottom + (top - bottom) * point[0]
         slow = bottom + (fast - bottom) * point[1]
         return Yarn(
+            factor=space.factor,
             beta_fast=math.exp(fast),
             beta_slow=min(math.exp(slow), math.exp(fast)),
             attention_factor=math.exp(1.5 * formula * point[2]),

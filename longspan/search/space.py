@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 from longspan.rope.frequencies import Frequencies, Method, RopeBase
-from longspan.rope.methods.longrope import Longrope
+from longspan.rope.methods.longrope import Longrope, su_attention_factor
 from longspan.utils.errors import ConfigError
 
 SLACK = 1e-9  # what rounding may take from factors that never fall
@@ -93,8 +93,10 @@ class Space:
         return value
 
     def longrope(self, factors: Sequence[float], *, attention_factor: float | None = None) -> Longrope:
-        """Factors as a method; a fall that rounding left is levelled."""
+        """Factors as a method; a fall that rounding left is levelled. `attention_factor` null is LongRoPE's."""
         level: list[float] = []
+        if attention_factor is None:
+            attention_factor = su_attention_factor(self.factor, self.trained_length)
         for factor in factors:
             level.append(max(factor, level[-1]) if level else factor)
         return Longrope(factors=tuple(level), attention_factor=attention_factor)

@@ -60,7 +60,7 @@ strategies = [
     {{ kind = "formula", rope = {{ kind = "linear" }} }},
     {{ kind = "structured", family = "yarn", evaluations = 4 }},
     {{ kind = "evolution", population = 4, rounds = 1, parents = 2, mutations = 2, crossovers = 1 }},
-    {{ kind = "gradient", steps = 2 }},
+    {{ kind = "gradient", steps = 2, explore = "full" }},
 ]
 """
 
@@ -163,6 +163,9 @@ def test_a_race_writes_table_picture_and_numbers(hunt, capsys):
     details = json.loads((folder / "details.json").read_text())["1.25"]
     assert details["length"] == 640
     linear = details["methods"]["linear"]
+    sheets = {row["sheet"] for row in rows(folder / "640" / "gradient-0.jsonl")}
+    assert sheets == {"full/0", "full/1"}
+    assert "skip/0" in {row["sheet"] for row in rows(folder / "640" / "evolution-0.jsonl")}
     assert linear["windows"][0] == linear["windows"][1]  # both seeds read the same held-out texts
     assert linear["nll"] == pytest.approx(np.mean(linear["windows"]))
     assert details["methods"]["gradient"]["minus_best_formula"]["formula"] in ("linear", "yarn")

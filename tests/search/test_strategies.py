@@ -221,6 +221,8 @@ def test_families_hold_the_published_formulas(family):
         published = Yarn().frequencies(space.base, space.length)
         assert methods[0].frequencies(space.base, space.length).factors == pytest.approx(published.factors, rel=1e-9)
         assert methods[0].attention_factor == pytest.approx(published.attention_factor, rel=1e-9)
+        at_any_length = methods[0].frequencies(space.base, 10_000)
+        assert at_any_length.factors == methods[0].frequencies(space.base, space.length).factors
     if family == "longrope2":  # of seven starts the last is the theta law, 8.563e6 by positions.md
         law = [(8.563e6 / 1e5) ** (i / 32) for i in range(32)]
         assert methods[-1].frequencies(space.base, space.length).factors == pytest.approx(law, rel=2e-3)

@@ -1,7 +1,7 @@
 """What every strategy is."""
 
 from abc import abstractmethod
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -19,6 +19,7 @@ class Strategy(Settings):
     """
 
     kind: str  # the name of the file
+    explore: Literal["skip", "full"] | None = None  # on which sheet; null: as the search says
 
     @property
     def name(self) -> str:
