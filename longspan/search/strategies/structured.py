@@ -19,9 +19,9 @@ SPREAD = 0.2  # of the box: the first generation's standard deviation
 class Structured(Strategy):
     """CMA-ES (Hansen 2016, arXiv:1604.00772; package `cmaes`) over the numbers of a family, from its best known point.
 
-    `family` "longrope2" holds what LongRoPE2 searches pair by pair in four numbers: where the critical pair is, how far
-    slow pairs go beyond the factor, their slope, and the attention factor. "yarn" tunes YaRN, "ntk" and "theta_law"
-    a theta; "window" shrinks an extended model's factors for its original window.
+    `family` "longrope2" holds what LongRoPE2 searches pair by pair in six numbers: where the ramp begins and ends and
+    how it bends, how far slow pairs go beyond the factor, their slope, and the attention factor. "yarn" tunes YaRN,
+    "ntk" and "theta_law" a theta; "window" shrinks an extended model's factors for its original window.
     """
 
     kind: Literal["structured"] = "structured"
