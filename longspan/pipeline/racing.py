@@ -69,14 +69,19 @@ def compare(job: Job) -> dict[str, Any]:
 
 
 def _tell(job: Job, found: dict[str, Any]) -> None:
-    """The table of one length."""
+    """The table of one length, with each method's difference from the best closed formula."""
     job.observer.tell(
         f"{found['length']:,} tokens: held-out loss [95 %], needles, evaluations and seconds of one search"
     )
     for name, value in found["methods"].items():
         low, high = value["interval"]
         cost = f"{value['evaluations']:,.0f} evaluations, {value['gpu_seconds']:.1f} s"
-        job.observer.tell(f"  {name}: {value['nll']:.4f} [{low:.4f}, {high:.4f}], {value['needle']:.0%}, {cost}")
+        against, less = "", value["minus_best_formula"]
+        if less is not None:
+            low_less, high_less = less["interval"]
+            against = f"; {less['nll']:+.4f} [{low_less:+.4f}, {high_less:+.4f}] against {less['formula']}"
+        told = f"{value['nll']:.4f} [{low:.4f}, {high:.4f}], {value['needle']:.0%}, {cost}{against}"
+        job.observer.tell(f"  {name}: {told}")
 
 
 def _length(searcher: Searcher, length: int) -> dict[str, Any]:
