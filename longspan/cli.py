@@ -27,6 +27,7 @@ RECIPE_VERBS = (
     "eval",
     "export",
     "report",
+    "search",
 )  # take a recipe and overrides, and a help of their own
 
 HELP = """\
@@ -43,7 +44,10 @@ longspan takes a language model that was trained on a short context and gives ba
   eval compare FIRST SECOND         what differs between two files of rows on the contexts that both answered
   eval server RECIPE URL MODEL      evaluate a model behind an OpenAI-compatible server with a recipe's tasks
   export RECIPE [OVERRIDES]         write the trained model as a Hugging Face folder and check it
+  export --check FOLDER             what each engine rotates with under a folder's config.json
   report RECIPE [OVERRIDES]         write the page and the summary from what is there
+  search RECIPE [--compare] [OVERRIDES]
+                                    find position settings; --compare races strategies on held-out documents
   init MODEL [--to FILE]            write a commented recipe for a model folder
   schema                            print the JSON schema of a recipe
   doctor                            look over this machine and test its kernels
@@ -55,8 +59,8 @@ The same command goes on where it stopped, and does nothing again that is done.
 OVERRIDES change any key of the recipe: --stages.1.length 2048 --output runs/other. `longspan VERB RECIPE --help` lists
 them. --json makes the last line of the output one JSON object; what people read then goes to standard error.
 
-exit status: 0 done; 1 the doctor found something wrong; 2 a mistake that the message says how to mend; 70 a bug;
-74 the disk; 75 run the same command again
+exit status: 0 done; 1 the doctor or a check found something wrong; 2 a mistake that the message says how to mend;
+70 a bug; 74 the disk; 75 run the same command again
 """
 
 
@@ -116,6 +120,8 @@ def _dispatch(verb: str, words: list[str], *, as_json: bool) -> tuple[int, dict[
         "bench": _bench,
         "fetch": _fetch,
     }
+    if verb == "export" and words[:1] == ["--check"]:
+        return _check_export(words[1:], as_json)
     if verb not in verbs:
         raise ConfigError("cli.verb", f"no verb {verb!r}", where="longspan", fix=_choose(verb, list(verbs)))
     if verb not in RECIPE_VERBS and {"-h", "--help"} & set(words) and (verb, words[0]) != ("bench", "engine"):
@@ -149,6 +155,8 @@ def _recipe_verb(verb: str, words: list[str], *, as_json: bool) -> tuple[int, di
     path, words = Path(words[0]), words[1:]
     when, words = _when(words) if verb == "eval" else ("after", words)
 
+    race = verb == "search" and "--compare" in words
+    words = [word for word in words if not race or word != "--compare"]
     recipe = _read_recipe(path, words, prog=f"longspan {verb} {path}")
     if recipe is None:
         return OK, {"status": "ok"}
@@ -170,6 +178,8 @@ def _recipe_verb(verb: str, words: list[str], *, as_json: bool) -> tuple[int, di
     with stop_on_signals() as stop, Screen() as screen:
         if verb == "eval":
             result = stages.evaluate(recipe, when, observer=screen, stop=stop)
+        elif verb == "search":
+            result = stages.search(recipe, race=race, observer=screen, stop=stop)
         else:
             result = getattr(stages, verb)(recipe, observer=screen, stop=stop)
     show_result(result, to_stderr=as_json)
@@ -258,6 +268,27 @@ def _init(words: list[str], as_json: bool) -> tuple[int, dict[str, Any]]:
     path = write_recipe(Path(model), to=Path(given.get("--to", "recipe.toml")))
     _tell(f"wrote {path}: set the data in it, then: longspan run {path}", to_stderr=as_json)
     return OK, {"status": "ok", "recipe": str(path)}
+
+
+def _check_export(words: list[str], as_json: bool) -> tuple[int, dict[str, Any]]:
+    from rich.console import Console
+    from rich.table import Table
+
+    from longspan.pipeline.exportcheck import check_export
+
+    (folder,), _ = _words("export", words, arguments=1)
+    found = check_export(Path(folder))
+    table = Table("engine", "texts to", "frequencies", "attention factor", "")
+    for row in found["engines"]:
+        wide, heat = row["difference"], row["attention_factor"]
+        differ = "refused" if wide is None else ("equal" if wide == 0 else f"differ by {wide:.1g}")
+        cells = (row["engine"], f"{row['length']:,}", differ, "" if heat is None else f"{heat:.6g}")
+        table.add_row(*cells, "ok" if row["same"] else row["told"])
+    console = Console(stderr=as_json, soft_wrap=True)
+    console.print(table)
+    for limit in found["limits"]:
+        console.print(f"note: {limit}", markup=False, highlight=False)
+    return int(not found["alike"]), {"status": "ok" if found["alike"] else "unlike", **found}
 
 
 def _fetch(words: list[str], as_json: bool) -> tuple[int, dict[str, Any]]:

@@ -162,6 +162,18 @@ class Decoder(nn.Module):
             start = 0 if cache is None else cache.length
             positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)[None]
         cos, sin = cos_sin(positions, self.frequencies, angle_dtype=self.angle_dtype)
+        return self.rotated(tokens, cos, sin, spans=spans, cache=cache)
+
+    def rotated(
+        self,
+        tokens: Int[Tensor, "b S"],
+        cos: Float[Tensor, "#b S pairs"],
+        sin: Float[Tensor, "#b S pairs"],
+        *,
+        spans: Spans | None = None,
+        cache: KVCache | None = None,
+    ) -> Float[Tensor, "b S m"]:
+        """`hidden` under given angles, which may differ from row to row: other frequencies than the decoder's own."""
         x = self.embed(tokens)
         for block in self.blocks:
             x = block(x, cos, sin, spans=spans, cache=cache)

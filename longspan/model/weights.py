@@ -92,14 +92,20 @@ def _check_tied(folder: Path, head: Entry, embed: Entry) -> None:
 
 
 def save(
-    decoder: Decoder, folder: Path | str, *, dtype: torch.dtype | None = None, max_shard_bytes: int = 5 * 10**9
+    decoder: Decoder,
+    folder: Path | str,
+    *,
+    dtype: torch.dtype | None = None,
+    max_shard_bytes: int = 5 * 10**9,
+    mixed_window: bool = False,
 ) -> None:
     """Write a Hugging Face folder that transformers loads: weights, config with the rotary set-up, tokenizer files.
 
-    `dtype` None keeps the decoder's. The folder must be new or empty and appears whole or not at all; equal decoders
-    give equal bytes. Memory above the model: about twice its largest tensor. Raises `ModelError` when the folder holds
-    something, when a weight is not finite in `dtype`, when the family has no words for the decoder's shape, or when
-    there are adapters, for which such a folder has no place.
+    `dtype` None keeps the decoder's; `mixed_window` writes the factors of the original window as well. The folder must
+    be new or empty and appears whole or not at all; equal decoders give equal bytes. Memory above the model: about
+    twice its largest tensor. Raises `ModelError` when the folder holds something, when a weight is not finite in
+    `dtype`, when the family has no words for the decoder's shape, or when there are adapters, for which such a folder
+    has no place.
     """
     folder, shape = Path(folder), decoder.shape
     if decoder.adapters:
@@ -120,8 +126,9 @@ def save(
         )
     names, parameters = family.names(shape), dict(decoder.named_parameters())
     dtype = dtype or decoder.embed.weight.dtype
+    rope = config_rope(decoder.frequencies, head_dim=shape.head_dim, mixed_window=mixed_window)
     NewFolder(
-        config=saved_config(decoder.config, written, config_rope(decoder.frequencies, head_dim=shape.head_dim), dtype),
+        config=saved_config(decoder.config, written, rope, dtype),
         tensors={theirs: Held(parameters[ours]) for ours, theirs in names.items()},
         dtype=dtype,
         max_shard_bytes=max_shard_bytes,

@@ -34,21 +34,23 @@ def logit_differences(folder: Path, decoder: Decoder, tokens: Int[Tensor, " n"])
     Raises `ModelError` (`export.differs`) above `MOST_LOGIT_DIFFERENCE`.
     """
     transformers = importlib.import_module("transformers")
-    with _quiet(transformers.utils.logging):
+    with quiet(transformers.utils.logging):
         theirs = transformers.AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, attn_implementation="eager", local_files_only=True
         ).eval()
-    decoder = decoder.to("cpu", torch.float32)
+    decoder, frequencies = decoder.to("cpu", torch.float32), decoder.frequencies
     end = max(decoder.frequencies.length, len(tokens))
     exported: list[Tensor] = []
     angles: list[Tensor] = []
     for first in sorted({0, end - len(tokens)}):
         positions = torch.arange(first, first + len(tokens))[None]
+        decoder.frequencies = frequencies.window(first + len(tokens))  # of a mixed window, as transformers chooses
         found = theirs(input_ids=tokens[None], position_ids=positions, use_cache=False).logits.float()
         trained = _logits(decoder, tokens[None], positions, angle_dtype=torch.float64)
         served = _logits(decoder, tokens[None], positions, angle_dtype=torch.float32)
         exported.append((found - served).abs().max())
         angles.append((trained - served).abs().max())
+    decoder.frequencies = frequencies
     worst = largest(exported)
     if not worst <= MOST_LOGIT_DIFFERENCE:
         raise ModelError(
@@ -66,7 +68,7 @@ def largest(values: Sequence[Float[Tensor, ""]]) -> float:
 
 
 @contextlib.contextmanager
-def _quiet(logging: Any) -> Iterator[None]:
+def quiet(logging: Any) -> Iterator[None]:
     """No progress bar, and no word on the keys that are meant for other engines; as it was before afterwards."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

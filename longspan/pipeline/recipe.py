@@ -13,6 +13,8 @@ from longspan.model.settings import LoraSettings
 from longspan.parallel.settings import MeshSettings, ParallelSettings
 from longspan.pipeline.mistakes import explain
 from longspan.pipeline.source import read_source
+from longspan.rope.methods.searched import Searched
+from longspan.search.settings import SearchSettings
 from longspan.shape import ModelShape
 from longspan.train.settings import TrainSettings
 from longspan.utils.errors import ConfigError
@@ -141,9 +143,20 @@ class EvalChoice(Settings):
 
 
 class ExportChoice(Settings):
-    """How the trained model is written: the type of its weights on disk."""
+    """How the trained model is written: the type of its weights on disk; with `mixed_window` also the factors of the
+    original window: those that a search with `window` found (`window_result`, its search/found.json), or those of the
+    last stage's `su`. A text that grows out of that window changes all its rotations.
+    """
 
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    mixed_window: bool = False
+    window_result: Path | None = None
+
+    @model_validator(mode="after")
+    def _window_is_asked_for(self) -> Self:
+        if self.window_result is not None and not self.mixed_window:
+            raise ValueError("window_result is written only with mixed_window = true")
+        return self
 
 
 class Recipe(Settings):
@@ -163,6 +176,7 @@ class Recipe(Settings):
     engine: EngineSettings = EngineSettings()
     parallel: ParallelSettings = ParallelSettings()
     eval: EvalChoice = EvalChoice()
+    search: SearchSettings | None = None
     export: ExportChoice = ExportChoice()
     tracking: TrackerChoice | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -196,8 +210,15 @@ class Recipe(Settings):
             raise explain(error, value, cls.model_json_schema(), where=where) from None
 
     def rebased(self, folder: Path) -> "Recipe":
-        """The same recipe with every relative path made absolute, starting at `folder`."""
-        return Recipe.model_validate_json(json.dumps(_absolute(self.model_dump(), folder)))
+        """The same recipe with every relative path made absolute, starting at `folder`, and what a search found read.
+
+        Raises `ConfigError` for a stage whose `searched` file cannot be read.
+        """
+        value = _absolute(self.model_dump(), folder)
+        for stage in value["stages"]:
+            if stage["rope"]["kind"] == "searched":  # the file may change or go: a run keeps the settings themselves
+                stage["rope"] = Searched(result=Path(stage["rope"]["result"])).method().model_dump(mode="json")
+        return Recipe.model_validate_json(json.dumps(value))
 
     def plain(self) -> dict[str, Any]:
         """The recipe as JSON values, every default written out; `from_plain` reads it back."""

@@ -46,6 +46,7 @@ class RunFolder:
     export/                the Hugging Face folder
     adapter/               the adapters alone, in PEFT's format, when the recipe asks for LoRA
     export.json            how far transformers' logits are from ours
+    search/                found.json; of a race, race.svg, summary.json and details.json; a line each measurement
     report.html            the page
     heatmaps.svg           its heat maps alone
     summary.json           the figures
@@ -69,6 +70,8 @@ class RunFolder:
         self.export = path / "export"
         self.adapter = path / "adapter"
         self.proof = path / "export.json"
+        self.search = path / "search"
+        self.race = path / "search" / "details.json"
         self.report = path / "report.html"
         self.heatmaps = path / "heatmaps.svg"
         self.summary = path / "summary.json"

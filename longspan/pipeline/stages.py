@@ -17,9 +17,9 @@ from longspan.eval.evaluate import evaluate as evaluate_decoder
 from longspan.model.decoder import Decoder
 from longspan.model.lora import merge_lora
 from longspan.model.peft import save_adapter
-from longspan.model.weights import save
 from longspan.pipeline.engines import choices
 from longspan.pipeline.evalrows import changes
+from longspan.pipeline.exportcheck import save_checked
 from longspan.pipeline.figures import summary
 from longspan.pipeline.forecast import forecast
 from longspan.pipeline.job import Job
@@ -28,8 +28,10 @@ from longspan.pipeline.material import material_of
 from longspan.pipeline.memory import memory_errors
 from longspan.pipeline.observer import SILENT, Observer, Stop, never
 from longspan.pipeline.proof import SAMPLE_TOKENS, can_prove, logit_differences, round_weights
+from longspan.pipeline.racing import compare as compare_settings
 from longspan.pipeline.recipe import Recipe
 from longspan.pipeline.rundir import versions
+from longspan.pipeline.searching import search as search_settings
 from longspan.pipeline.training import train_here
 from longspan.pipeline.verify import verify_here
 from longspan.records import Evaluation
@@ -132,6 +134,13 @@ def report(recipe: Recipe, *, observer: Observer = SILENT, stop: Stop = never) -
     """Write the page and summary.json from what the run folder holds. Raises as `run` does."""
     with Job.opened(recipe, observer=observer, stop=stop) as job:
         return _report(job)
+
+
+def search(recipe: Recipe, *, race: bool, observer: Observer = SILENT, stop: Stop = never) -> dict[str, Any]:
+    """Search position settings for the recipe's model, or `race` strategies. Raises as `run` does."""
+    with Job.opened(recipe, observer=observer, stop=stop) as job:
+        _prepare(job)
+        return compare_settings(job) if race else search_settings(job)
 
 
 def _once(job: Job, phase: str, inputs: Any, work: Any, *outputs: Path) -> None:
@@ -269,7 +278,7 @@ def _export(job: Job) -> None:
         if job.folder.adapter in fresh:
             save_adapter(decoder, fresh[job.folder.adapter], base=str(base))
             merge_lora(decoder)
-        save(decoder, fresh[job.folder.export], dtype=dtype)
+        save_checked(decoder, fresh[job.folder.export], job.recipe.export, warn=job.observer.warn)
         write_json(job.folder.proof, _proven(job, fresh[job.folder.export], decoder, dtype))
         for final, folder in fresh.items():
             with storage_errors(final):
@@ -277,7 +286,13 @@ def _export(job: Job) -> None:
                 folder.rename(final)
 
     job.require_trained()
-    inputs = {**job.export_inputs, "provable": can_prove()}  # once transformers is there, it is written and checked
+    window = job.recipe.export.window_result
+    seen = None if window is None else read_json(window, error=ConfigError, code="export.window")
+    inputs = {
+        **job.export_inputs,
+        "window": seen,
+        "provable": can_prove(),
+    }  # once transformers is there, it is written and checked
     _once(job, "export", inputs, work, *written, job.folder.proof)
 
 
@@ -305,7 +320,7 @@ def _evaluation(job: Job, when: str) -> Evaluation | None:
 def _report(job: Job) -> dict[str, Any]:
     """The page and the summary, from whatever is there."""
     folder, (shape, frequencies) = job.folder, job.start
-    parts = (folder.metrics, folder.evaluation("before"), folder.evaluation("after"), folder.proof)
+    parts = (folder.metrics, folder.evaluation("before"), folder.evaluation("after"), folder.proof, folder.race)
     proof = read_json(folder.proof) if folder.proof.exists() else {}
     notes = tuple(_set_aside(job.stores())) if folder.tokens.exists() else ()
 
@@ -334,6 +349,7 @@ def _report(job: Job) -> dict[str, Any]:
             versions=versions(),
             notes=notes,
             differences=changes(folder.evaluation("before"), folder.evaluation("after")),
+            race=read_json(folder.race) if folder.race.exists() else None,
         )
         write_report(folder.report, page)
         maps = heatmaps_svg([evaluation for evaluation in (before, after) if evaluation is not None])

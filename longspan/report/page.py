@@ -12,6 +12,7 @@ from longspan.records import Evaluation, StepMetrics
 from longspan.report import numbers
 from longspan.report.curves import loss_by_position, training_charts
 from longspan.report.heatmap import axes, chart_css, heatmap_row, legend, map_size, probes
+from longspan.report.race import race_chart, read_race
 from longspan.report.scores import difference_rows, recall_chart, score_tables
 from longspan.report.svg import clean
 from longspan.report.tables import needle_tables, position_table, stage_table, tiles
@@ -44,6 +45,7 @@ class ReportData:
     versions: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     differences: tuple[Mapping[str, Any], ...] = ()
+    race: Mapping[str, Any] | None = None  # details.json of a search that compared
 
     @property
     def evaluations(self) -> tuple[Evaluation, ...]:
@@ -87,6 +89,7 @@ def _view(data: ReportData) -> dict[str, Any]:
         "measured": {e.name: e.facts for e in evaluations if e.facts},
         "position_chart": loss_by_position(evaluations, trained_length=data.trained_length),
         "positions": position_table(evaluations),
+        "race": race_chart(read_race(data.race))[0] if data.race else None,
         "training": training_charts(data.metrics),
         "stages": stage_table(data.metrics),
         "step_count": len(data.metrics),

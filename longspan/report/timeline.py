@@ -46,7 +46,7 @@ def memory_svg(title: str, trace: MemoryTrace, *, predicted_bytes: int | None = 
         bands=bands,
         height=HEIGHT,
     )
-    return _standalone(title, chart)
+    return standalone(title, chart, height=HEIGHT)
 
 
 def _peaks(points: Sequence[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
@@ -55,10 +55,11 @@ def _peaks(points: Sequence[tuple[float, float]]) -> tuple[tuple[float, float], 
     return tuple(max(points[i : i + group], key=lambda point: point[1]) for i in range(0, len(points), max(1, group)))
 
 
-def _standalone(title: str, chart: Markup) -> str:
-    width, height = WIDTH + 2 * MARGIN, HEIGHT + TITLE + MARGIN
-    sheet = element("rect", width=width, height=height, rx=10, class_="sheet")
+def standalone(title: str, chart: Markup, *, height: float) -> str:
+    """A picture of its own around a chart of `height` pixels: style, sheet and title."""
+    width, total = WIDTH + 2 * MARGIN, height + TITLE + MARGIN
+    sheet = element("rect", width=width, height=total, rx=10, class_="sheet")
     inner = element("svg", chart, x=MARGIN, y=TITLE)
     style = Markup(f"<style>{chart_css()}</style>")
     heading = text(MARGIN, 28, title, class_="map-title")
-    return str(svg(width, height, style, sheet, heading, inner, label=title, xmlns="http://www.w3.org/2000/svg")) + "\n"
+    return str(svg(width, total, style, sheet, heading, inner, label=title, xmlns="http://www.w3.org/2000/svg")) + "\n"

@@ -2,40 +2,53 @@
 
 import math
 import struct
+from dataclasses import replace
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from longspan.rope.frequencies import Frequencies, RopeBase
-from longspan.rope.methods.base import MOST_FACTOR, AttentionFactor, Theta, with_factors
+from longspan.rope.methods.base import MOST_FACTOR, STILL, AttentionFactor, Theta, with_factors
 from longspan.rope.methods.default import Default
 from longspan.rope.methods.dynamic import Dynamic
 from longspan.rope.methods.linear import Linear
 from longspan.rope.methods.llama3 import Llama3
 from longspan.rope.methods.longrope import su_attention_factor
+from longspan.rope.methods.proportional import Proportional
 from longspan.rope.methods.yarn import Yarn
 from longspan.utils.errors import ModelError
 
 DEFAULT_THETA = 10_000.0  # what transformers assumes for every family of ours when a file names no theta
 
+KINDS = ("default", "dynamic", "linear", "llama3", "longrope", "proportional", "su", "yarn")
+
 Length = Annotated[int, Field(ge=2)]
-PairFactor = Annotated[float, Field(ge=1 / MOST_FACTOR, le=MOST_FACTOR)]
+PairFactor = Annotated[float, Field(ge=1 / MOST_FACTOR, le=STILL)]
 
 
-def config_rope(frequencies: Frequencies, *, head_dim: int) -> dict[str, Any]:
+def config_rope(frequencies: Frequencies, *, head_dim: int, mixed_window: bool = False) -> dict[str, Any]:
     """The keys to merge into config.json, so that transformers 4 and 5, vLLM and SGLang build these frequencies.
 
     A plain base is written as `default`. Anything else is written as `longrope` with equal short and long factors and
     explicit attention factors, so that no engine's switch by length can change what was trained. Factors are rounded
     to float32, in which engines and training (`rotate.served_omegas`) use them. Keys of the old file that are not
     among these stay; all that matter are replaced.
+    With `mixed_window` the short factors are those of the original window. Then engines switch by length, each at
+    another moment, and a KV cache that grows past N0 is invalid. Raises `ModelError` when there are none.
     """
+    if mixed_window and frequencies.short_factors is None:
+        raise _refused(
+            "export.no-window",
+            "a mixed window needs factors of the original window, and these positions have none",
+            fix='train with rope = { kind = "su", … } in the last stage, or leave out export.mixed_window',
+        )
     assert frequencies.rotary_dim <= head_dim, "a head is never shorter than its rotated part"
     partial = {} if frequencies.rotary_dim == head_dim else _partial(frequencies.rotary_dim, head_dim)
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": frequencies.theta, **partial}
     plain = frequencies.attention_factor == 1.0 and all(factor == 1.0 for factor in frequencies.factors)
     if not plain:
         factors = [_float32(factor) for factor in frequencies.factors]
+        short = frequencies.short_factors if mixed_window and frequencies.short_factors else factors
         rope |= {
             "rope_type": "longrope",
             "factor": max(1.0, frequencies.length / frequencies.trained_length),
@@ -43,8 +56,8 @@ def config_rope(frequencies: Frequencies, *, head_dim: int) -> dict[str, Any]:
             "attention_factor": frequencies.attention_factor,  # transformers reads this
             "short_mscale": frequencies.attention_factor,  # vLLM and SGLang read these two
             "long_mscale": frequencies.attention_factor,
-            "short_factor": factors,
-            "long_factor": list(factors),
+            "short_factor": [_float32(factor) for factor in short],
+            "long_factor": factors,
         }
     return {
         "rope_theta": frequencies.theta,
@@ -101,6 +114,11 @@ class _Scaling(_File):
     short_factor: list[PairFactor] | None = None
     long_factor: list[PairFactor] | None = None
 
+    @property
+    def kind(self) -> str:
+        """The rope type, under its new or its old name."""
+        return self.rope_type or self.type or "default"
+
 
 class _Config(_File):
     max_position_embeddings: Length
@@ -134,7 +152,8 @@ class _Config(_File):
             raise _refused(
                 "model.rope-value", "no head_dim, nor hidden_size with num_attention_heads", fix="add head_dim"
             )
-        dim = int(head_dim * (scaling.partial_rotary_factor or self.partial_rotary_factor or 1.0))
+        share = scaling.partial_rotary_factor or self.partial_rotary_factor or 1.0
+        dim = head_dim if scaling.kind == "proportional" else int(head_dim * share)
         if dim < 2 or dim % 2:
             raise _refused("model.rope-value", f"rotary dim {dim} is not even and positive", fix="correct head_dim")
         return dim
@@ -142,7 +161,7 @@ class _Config(_File):
 
 def _read(config: _Config) -> Frequencies:
     scaling = config.scaling()
-    kind = scaling.rope_type or scaling.type or "default"
+    kind = "longrope" if scaling.kind == "su" else scaling.kind  # how the first Phi-3 files call it
     length = original = config.max_position_embeddings
     if kind in ("yarn", "llama3", "longrope"):
         original = config.original_max_position_embeddings or scaling.original_max_position_embeddings or length
@@ -168,9 +187,12 @@ def _read(config: _Config) -> Frequencies:
             return _yarn(scaling).frequencies(base, length)
         case "longrope":
             return _longrope(scaling, base, length)
+        case "proportional":
+            share = scaling.partial_rotary_factor or config.partial_rotary_factor or 1.0
+            return Proportional(share=share, factor=scaling.factor or 1.0).frequencies(base, length)
     raise _refused(
         "model.rope-type",
-        f"rope type {kind!r} is not supported (have: default, dynamic, linear, llama3, longrope, yarn)",
+        f"rope type {kind!r} is not supported (have: {', '.join(KINDS)})",
         fix="use a model with one of these",
     )
 
@@ -203,7 +225,10 @@ def _longrope(scaling: _Scaling, base: RopeBase, length: int) -> Frequencies:
     if attention_factor is None:
         factor = scaling.factor or length / base.trained_length
         attention_factor = su_attention_factor(factor, base.trained_length)
-    return with_factors(base, length, factors=factors, attention_factor=attention_factor)
+    found = with_factors(base, length, factors=factors, attention_factor=attention_factor)
+    short = tuple(_needed(scaling, "short_factor"))
+    mixed = length > base.trained_length and short != found.factors
+    return replace(found, short_factors=short) if mixed else found
 
 
 def _needed(scaling: _Scaling, key: str) -> Any:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from longspan.model.decoder import Decoder
-from longspan.rope.frequencies import Frequencies
+from longspan.rope.frequencies import Frequencies, read_frequencies
 from longspan.train.background import Background, HostCopy
 from longspan.train.checkpointfolder import CheckpointFolder, checked_manifest
 from longspan.train.manifest import check_hashes
@@ -285,12 +285,11 @@ class CheckpointStore:
                 raise
             self._set_aside(folder, damage)
             return None
-        frequencies = content["frequencies"]
         weights = {name: files[name]["sha256"] for name in _of_kind(WEIGHTS, files)}
         checkpoint = Checkpoint(
             folder=folder,
             progress=Progress(**content["progress"]),
-            frequencies=Frequencies(**frequencies | {"factors": tuple(frequencies["factors"])}),
+            frequencies=read_frequencies(content["frequencies"]),
             sha256=next(iter(weights.values())) if len(weights) == 1 else canonical_sha256(weights),
             identity=content["identity"],
             versions={"ranks": 1} | content["versions"],

@@ -195,7 +195,14 @@ def written(folder: Path, rope: dict[str, Any], *, model_type: str = "llama") ->
 
 def trained() -> dict[str, Frequencies]:
     llama = RopeBase(rotary_dim=128, theta=5e5, trained_length=8192)
-    settings_of = {"longrope": {"factors": tuple(1 + i**1.5 / 7 for i in range(64))}}
+    curved = tuple(1 + i**1.5 / 7 for i in range(64))
+    settings_of = {
+        "longrope": {"factors": curved},
+        "longrope2": {"critical_pair": 30.5, "kept_pairs": 9.5, "bend": 1.7, "excess": 0.2, "slope": 0.1},
+        "proportional": {"share": 0.25},
+        "searched": {"result": Path(__file__).with_name("found.json")},
+        "su": {"short_factors": curved, "long_factors": curved},
+    }
     methods = {kind: kind_class(METHODS, kind)(**settings_of.get(kind, {})) for kind in kinds(METHODS)}
     found = {kind: method.frequencies(llama, 1_048_576) for kind, method in methods.items()}
     found["no scaling at all"] = Default().frequencies(llama, 8192)

@@ -135,13 +135,18 @@ def decimal_frequencies(config: dict[str, Any]) -> tuple[list[float], float]:
     with localcontext() as context:
         context.prec = 60
         turn = 2 * Decimal("3.14159265358979323846264338327950288419716939937510582097494459")
-        d = config["hidden_size"] // config["num_attention_heads"]
+        d = int(config["hidden_size"] // config["num_attention_heads"] * config.get("partial_rotary_factor", 1))
         theta = Decimal(config.get("rope_theta", 10_000))
         omegas = [theta ** (-Decimal(2 * i) / d) for i in range(d // 2)]
         scaling = config.get("rope_scaling") or {}
         kind = scaling.get("rope_type", scaling.get("type"))
         attention_factor = Decimal(1)
-        if kind is not None:
+        if kind in ("su", "longrope"):
+            omegas = [omega / Decimal(factor) for omega, factor in zip(omegas, scaling["long_factor"], strict=True)]
+            original = Decimal(config["original_max_position_embeddings"])
+            growth = Decimal(config["max_position_embeddings"]) / original
+            attention_factor = (1 + growth.ln() / original.ln()).sqrt()
+        elif kind is not None:
             factor, original = Decimal(scaling["factor"]), scaling["original_max_position_embeddings"]
         if kind == "llama3":
             low, high = Decimal(scaling["low_freq_factor"]), Decimal(scaling["high_freq_factor"])
@@ -185,6 +190,23 @@ def test_methods_give_the_published_frequencies():
         assert found.omegas == pytest.approx(GOLDEN[name]["omegas"], rel=2e-14)
 
 
+def test_where_implementations_disagree():
+    """A ramp may end beyond the last pair: some clamp it at d/2 - 1, and are off by up to two thirds."""
+    entry = GOLDEN["corner: a YaRN ramp that ends beyond the last pair"]
+    low, high = 45, 70  # floor and ceil of 64·ln(131072/(2π·β))/ln(10000) for β 32 and 1
+    plain = [1e4 ** (-i / 64) for i in range(64)]
+
+    def ramped(end: int) -> list[float]:
+        shares = (min(max((i - low) / (end - low), 0), 1) for i in range(64))
+        return [omega * (share / 8 + 1 - share) for omega, share in zip(plain, shares, strict=True)]
+
+    assert entry["omegas"] == pytest.approx(ramped(high), rel=1e-12)
+    clamped = [1 - b / a for a, b in zip(ramped(high), ramped(63), strict=True)]
+    assert max(clamped) == pytest.approx(0.66, abs=0.01)
+    ours = Yarn(factor=8).frequencies(RopeBase(rotary_dim=128, theta=1e4, trained_length=131_072), 1_048_576)
+    assert ours.omegas == pytest.approx(entry["omegas"], rel=2e-14)
+
+
 # --- refusals --------------------------------------------------------------------------------------------------------
 
 LONG = {"rope_type": "longrope", "short_factor": [1.0] * 64, "long_factor": [2.0] * 64}
@@ -194,7 +216,11 @@ LONG = {"rope_type": "longrope", "short_factor": [1.0] * 64, "long_factor": [2.0
     ("change", "code", "text"),
     [
         ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "nested", "layer type (full_attention)"),
-        ({"rope_scaling": {"type": "su"}}, "type", "rope type 'su' is not supported (have: default, dynamic, linear,"),
+        (
+            {"rope_scaling": {"type": "mrope"}},
+            "type",
+            "rope type 'mrope' is not supported (have: default, dynamic, linear,",
+        ),
         ({"rope_scaling": {"type": "linear"}}, "value", "factor is missing"),
         ({"rope_scaling": {"type": "dynamic", "factor": None}}, "value", "factor is missing"),
         ({"rope_scaling": {"type": "yarn"}}, "value", "factor is missing"),

@@ -1,6 +1,7 @@
 """Every position method: what its folder demands of all, the published values, and the papers' formulas."""
 
 import math
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -25,8 +26,17 @@ LLAMA3 = RopeBase(rotary_dim=128, theta=5e5, trained_length=8192)
 SMOLLM2 = RopeBase(rotary_dim=64, theta=1e5, trained_length=8192)
 TINY = RopeBase(rotary_dim=128, theta=1e4, trained_length=1024)
 
+
 # Settings without a default, as functions of the pairs and the factor; factor 1 must mean "no change".
-REQUIRED = {"longrope": {"factors": lambda pairs, factor: tuple(factor ** (i / pairs) for i in range(pairs))}}
+def rising(pairs: int, factor: float) -> tuple[float, ...]:
+    return tuple(factor ** (i / pairs) for i in range(pairs))
+
+
+REQUIRED = {
+    "longrope": {"factors": rising},
+    "su": {"short_factors": lambda pairs, factor: (1.0,) * pairs, "long_factors": rising},
+    "searched": {"result": lambda pairs, factor: Path(__file__).with_name("found.json")},
+}
 
 
 def method_of(kind: str, base: RopeBase, factor: float) -> Method:

@@ -1,5 +1,6 @@
 """What position methods share: the scaling factor, and the two shapes of result (a new base, or factors a pair)."""
 
+import math
 from collections.abc import Iterable
 from typing import Annotated
 
@@ -11,6 +12,7 @@ from longspan.utils.errors import ConfigError
 MOST_THETA = 1e30  # float32 engines still hold every theta^(2i/d) below this
 
 MOST_FACTOR = 2.0**20
+STILL = 2.0**100  # the rescale factor of a pair that never turns
 
 Factor = Annotated[float, Field(ge=1, le=MOST_FACTOR)]
 Theta = Annotated[float, Field(gt=1, le=MOST_THETA)]
@@ -68,3 +70,8 @@ def ntk_theta(base: RopeBase, growth: float) -> float:
             "rope.one-pair", f"NTK scaling needs two rotary pairs, this model has {d // 2}", fix="use linear"
         )
     return float(base.theta * growth ** (d / (d - 2)))
+
+
+def turning_pair(base: RopeBase, turns: float) -> float:
+    """The pair, as a real number, that turns `turns` times in N0 tokens: (d/2)·log_theta(N0 / (2π·turns))."""
+    return base.rotary_dim * math.log(base.trained_length / (turns * 2 * math.pi)) / (2 * math.log(base.theta))

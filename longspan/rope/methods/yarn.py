@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from longspan.rope.frequencies import Frequencies, Method, RopeBase
-from longspan.rope.methods.base import AttentionFactor, Factor, scaling_factor, with_factors
+from longspan.rope.methods.base import AttentionFactor, Factor, scaling_factor, turning_pair, with_factors
 
 
 class Yarn(Method):
@@ -47,7 +47,7 @@ class Yarn(Method):
 
     def _ramp(self, base: RopeBase) -> tuple[float, float]:
         """First and last pair of the ramp, never equal."""
-        low, high = _turning_pair(base, self.beta_fast), _turning_pair(base, self.beta_slow)
+        low, high = turning_pair(base, self.beta_fast), turning_pair(base, self.beta_slow)
         if self.truncate:
             low, high = math.floor(low), math.ceil(high)
         # d − 1, not d/2 − 1: models were trained with this clamp, and the tighter one changes them by up to 66 %
@@ -60,11 +60,6 @@ class Yarn(Method):
         if self.mscale is not None and self.mscale_all_dim is not None:
             return _mscale(factor, self.mscale) / _mscale(factor, self.mscale_all_dim)
         return _mscale(factor, 1.0)
-
-
-def _turning_pair(base: RopeBase, turns: float) -> float:
-    """The pair, as a real number, that turns `turns` times in N0 tokens."""
-    return base.rotary_dim * math.log(base.trained_length / (turns * 2 * math.pi)) / (2 * math.log(base.theta))
 
 
 def _mscale(factor: float, weight: float) -> float:

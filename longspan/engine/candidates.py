@@ -1,0 +1,131 @@
+"""One text under many sets of frequencies: losses of several candidates a pass, and the gradient of one."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from longspan.engine.plain import new_cache
+from longspan.engine.precision import autocast
+from longspan.engine.step import LOSS_TILE_TOKENS
+from longspan.model.decoder import Decoder
+from longspan.rope.frequencies import Frequencies
+from longspan.rope.rotate import cos_sin, served_omegas
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Sheet:
+    """Rows of equal length on which candidates are measured; only `scored` tokens reach the head.
+
+    `targets[r, t]` is what the model should say at token t. Positions grow, and may leave gaps.
+    """
+
+    tokens: Int[Tensor, "n S"]
+    positions: Int[Tensor, "n S"]
+    targets: Int[Tensor, "n S"]
+    scored: Bool[Tensor, "n S"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One set of frequencies to measure; positions below `kept_tokens` keep those of the decoder (LongRoPE's n̂)."""
+
+    frequencies: Frequencies
+    kept_tokens: int = 0
+
+
+@torch.no_grad()
+def candidate_nll(
+    decoder: Decoder, sheet: Sheet, candidates: Sequence[Candidate], *, pass_tokens: int
+) -> Float[Tensor, "c t"]:
+    """Loss in nats of every scored target of the sheet, row by row, under each candidate; float32.
+
+    As many rows of as many candidates as fit in `pass_tokens` go through the decoder at once, under the same weights;
+    a row that is longer goes in pieces through a cache. Losses do not depend on `pass_tokens` but for rounding.
+    """
+    rows, length = sheet.tokens.shape
+    found: list[Tensor] = []
+    jobs = [(candidate, row) for candidate in candidates for row in range(rows)]
+    together = max(1, pass_tokens // length)
+    for group in (jobs[first : first + together] for first in range(0, len(jobs), together)):
+        tokens = torch.stack([sheet.tokens[row] for _, row in group]).to(decoder.device)
+        angles = [_cos_sin(decoder, sheet.positions[row], candidate) for candidate, row in group]
+        cos, sin = (torch.cat(parts) for parts in zip(*angles, strict=True))
+        hidden = _hidden(decoder, tokens, cos, sin, pass_tokens=pass_tokens)
+        for (_, row), states in zip(group, hidden, strict=True):
+            found += [_nll(decoder, states[tile], sheet.targets[row, tile]) for tile in _tiles(sheet, row)]
+    return torch.cat(found).view(len(candidates), -1)
+
+
+def candidate_gradient(
+    decoder: Decoder, sheet: Sheet, frequencies: Frequencies
+) -> tuple[float, Float[Tensor, " pairs"], float]:
+    """Mean loss over the sheet's scored targets, its gradient by the logarithm of every rescale factor, and by that of
+    the attention factor; float64. Weights get no gradient: freeze them first, or they cost memory.
+
+    All rows go together; blocks are run again in the backward pass, so that memory holds one block and every block's
+    input.
+    """
+    device = decoder.device
+    stretch = torch.zeros(len(frequencies.factors), dtype=torch.float64, device=device, requires_grad=True)
+    heat = torch.zeros((), dtype=torch.float64, device=device, requires_grad=True)
+    slowed = served_omegas(frequencies).to(device) * torch.exp(-stretch)
+    angles = sheet.positions.to(device, torch.float64)[..., None] * slowed
+    scale = frequencies.attention_factor * heat.exp()
+    cos, sin = (angles.cos() * scale).float(), (angles.sin() * scale).float()
+    with autocast(decoder):
+        x = decoder.embed(sheet.tokens.to(device))
+        for block in decoder.blocks:
+            x = checkpoint(block, x, cos, sin, use_reentrant=False)
+        hidden = decoder.norm(x)
+    slope = torch.zeros_like(hidden)
+    total, divisor = 0.0, int(sheet.scored.sum())
+    for row in range(len(sheet.tokens)):
+        for tile in _tiles(sheet, row):
+            states = hidden[row, tile].detach().requires_grad_()
+            nll = _nll(decoder, states, sheet.targets[row, tile])
+            (slope[row, tile],) = torch.autograd.grad(nll.sum() / divisor, states)
+            total += float(nll.detach().sum(dtype=torch.float64))
+    torch.autograd.backward(hidden, slope, inputs=[stretch, heat])
+    assert stretch.grad is not None
+    assert heat.grad is not None
+    return total / divisor, stretch.grad.cpu(), float(heat.grad)
+
+
+def _cos_sin(decoder: Decoder, positions: Tensor, candidate: Candidate) -> tuple[Tensor, Tensor]:
+    positions = positions.to(decoder.device)[None]
+    cos, sin = cos_sin(positions, candidate.frequencies)
+    if candidate.kept_tokens:
+        early = (positions < candidate.kept_tokens)[..., None]
+        own_cos, own_sin = cos_sin(positions, decoder.frequencies)
+        cos, sin = torch.where(early, own_cos, cos), torch.where(early, own_sin, sin)
+    return cos, sin
+
+
+def _hidden(decoder: Decoder, tokens: Tensor, cos: Tensor, sin: Tensor, *, pass_tokens: int) -> Tensor:
+    length = tokens.shape[1]
+    with autocast(decoder):
+        if length <= pass_tokens:
+            return decoder.rotated(tokens, cos, sin)
+        assert len(tokens) == 1, "a row longer than a pass goes alone"
+        cache = new_cache(decoder, length)
+        parts = []
+        for start in range(0, length, pass_tokens):
+            piece = slice(start, start + pass_tokens)
+            parts.append(decoder.rotated(tokens[:, piece], cos[:, piece], sin[:, piece], cache=cache))
+        return torch.cat(parts, dim=1)
+
+
+def _tiles(sheet: Sheet, row: int) -> tuple[Tensor, ...]:
+    """Places of the scored tokens of a row, so many at once that logits stay small."""
+    return torch.split(sheet.scored[row].nonzero()[:, 0], LOSS_TILE_TOKENS)
+
+
+def _nll(decoder: Decoder, states: Tensor, targets: Tensor) -> Tensor:
+    with autocast(decoder):
+        logits = decoder.logits(states)
+    return functional.cross_entropy(logits, targets.to(logits.device), reduction="none")

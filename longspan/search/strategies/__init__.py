@@ -1,0 +1,1 @@
+"""Ways to search: one file, one settings class; its name is the `kind`."""
