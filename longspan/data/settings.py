@@ -2,27 +2,56 @@
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
 from longspan.config import Settings, any_kind
+from longspan.data.executors.base import Executor
+from longspan.data.executors.local import Local
+from longspan.data.filters.base import CorpusFilter, Filter
 from longspan.probes import Probe
 
 if TYPE_CHECKING:
     AnyProbe = Probe
-else:
-    AnyProbe = any_kind("longspan.probes")  # the union of the files in probes/, told apart by `kind`
+    AnyFilter = Filter | CorpusFilter
+    AnyExecutor = Executor
+else:  # the unions of the files in these folders, told apart by `kind`
+    AnyProbe = any_kind("longspan.probes")
+    AnyFilter = any_kind("longspan.data.filters")
+    AnyExecutor = any_kind("longspan.data.executors")
 
 
 class SourceSettings(Settings):
     """One place with documents: a text, jsonl or parquet file, or a folder of them.
 
-    `text_field` names the field of jsonl and parquet rows that holds the text; text files have no fields.
+    `text_field` names the field of jsonl and parquet rows that holds the text; text files have no fields. `name` goes
+    before the ids of the documents, so that globs can tell sources apart. `documents` says what one document is: each
+    of the "files" (or rows); each folder directly below, as one of the "repositories", its text files in the order of
+    names, each after the line `header` with its path in place of {path}; or each folder's own files, in order, as one
+    of the "sets", such as the chapters of a book.
+
+    `hub` is a data set on the Hugging Face hub as `owner/name@commit`: its `files` (globs) are loaded into `path` once.
     """
 
     path: Path
     text_field: str = "text"
+    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    documents: Literal["files", "repositories", "sets"] = "files"
+    header: str = "// FILE {path}"
+    hub: str | None = Field(default=None, pattern=r"^[\w.-]+/[\w.-]+@[0-9a-f]{40}$")
+    files: tuple[str, ...] = ("*.parquet", "*.jsonl")
+
+
+class CurateSettings(Settings):
+    """What the documents go through before they become tokens: the `filters`, in this order.
+
+    The sources are worked on in parts of about `part_bytes` of files, each part whole or not at all, by the `executor`.
+    """
+
+    filters: Annotated[tuple[AnyFilter, ...], Field(min_length=1)]
+    part_bytes: int = Field(default=64 * 2**20, ge=1)
+    executor: AnyExecutor = Local()
 
 
 class DataSettings(Settings):
@@ -30,7 +59,7 @@ class DataSettings(Settings):
 
     A document is held out when its id matches a glob of `held_out`, or by the hash of its id for the share
     `held_out_share`. `tokenizer` is a tokenizer.json or its folder; None takes the model's own. Documents above
-    `max_document_bytes` (UTF-8) are set aside and counted.
+    `max_document_bytes` (UTF-8) are set aside and counted. `curate` filters what is not held out.
     """
 
     sources: Annotated[tuple[SourceSettings, ...], Field(min_length=1)]
@@ -38,6 +67,7 @@ class DataSettings(Settings):
     held_out_share: float = Field(default=0.0, ge=0.0, lt=1.0)
     tokenizer: Path | None = None
     max_document_bytes: int = Field(default=2**30, ge=1)
+    curate: CurateSettings | None = None
 
 
 class MixPart(Settings):

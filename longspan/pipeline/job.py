@@ -13,6 +13,8 @@ import torch
 from tokenizers import Tokenizer
 
 from longspan.data.build import Stores, is_held_out
+from longspan.data.curate import curated_settings
+from longspan.data.settings import DataSettings
 from longspan.data.sources import Quarantine, read_documents
 from longspan.data.store import TokenStore
 from longspan.data.tokenize import END_OF_TEXT, load_tokenizer, train_tokenizer
@@ -263,6 +265,12 @@ class Job:
         return Stores.open(self.folder.tokens, verify=False)
 
     @property
+    def texts(self) -> DataSettings:
+        """Where the documents are read from: the recipe's sources, or what its filters have kept of them."""
+        data = self.recipe.data
+        return data if data.curate is None else curated_settings(self.folder.curated, data)
+
+    @property
     def _given_tokenizer(self) -> Path | None:
         """The tokenizer.json of the recipe or the model; None when one is trained."""
         place = self.recipe.data.tokenizer or self.recipe.model.folder
@@ -270,7 +278,7 @@ class Job:
 
     def make_tokenizer(self) -> Tokenizer:
         """Put the tokenizer of this run into its folder: the recipe's, the model's, or one trained on the texts."""
-        data, new, file = self.recipe.data, self.recipe.model.new, self._given_tokenizer
+        data, new, file = self.texts, self.recipe.model.new, self._given_tokenizer
         # What transformers needs beside a tokenizer.json in order to load it.
         settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
         if file is not None:
@@ -309,8 +317,18 @@ class Job:
         return {
             "base": self.base_identity,
             "data": recipe.shaping["data"],
-            "files": [_seen(place) for place in places],
+            "files": [seen_files(place) for place in places],
             **{key: plain[key] for key in ("stages", "eval", "seed")},
+        }
+
+    @property
+    def curate_inputs(self) -> dict[str, Any]:
+        """What the curated documents depend on."""
+        recipe = self.recipe
+        return {
+            "data": recipe.shaping["data"],
+            "files": [seen_files(source.path) for source in recipe.data.sources],
+            "base": self.base_identity,
         }
 
     @property
@@ -348,7 +366,7 @@ def _content(store: TokenStore) -> str:
     return canonical_sha256([store.manifest.origin.tokenizer_sha256, files])
 
 
-def _seen(place: Path) -> list[tuple[str, int, int]]:
+def seen_files(place: Path) -> list[tuple[str, int, int]]:
     """Relative name, bytes and time of change of every file at a place; links below it are not followed."""
     if place.is_file():
         files = [(place.name, place.stat())]

@@ -206,7 +206,10 @@ class Recipe(Settings):
         value["model"] = {"new": value["model"]["new"]}
         value["data"].pop("tokenizer")
         for source in value["data"]["sources"]:
-            source.pop("path")
+            for place in ("path", "hub", "files"):
+                source.pop(place)
+        for how in ("executor", "part_bytes") if self.data.curate is not None else ():
+            value["data"]["curate"].pop(how)
         more = {} if self.lora is None else {"lora": value["lora"]}
         if self.engine.lossy_anchors:  # the engine's other settings change rounding alone
             more["engine"] = {"lossy_anchors": True}
@@ -224,7 +227,7 @@ class Recipe(Settings):
         if tokenizer is not None and not (tokenizer.is_file() or (tokenizer / "tokenizer.json").is_file()):
             raise _unusable("data.tokenizer", tokenizer, "does not exist", fix="name a tokenizer.json or its folder")
         for index, source in enumerate(self.data.sources):
-            if not source.path.exists():
+            if source.hub is None and not source.path.exists():
                 raise _unusable(f"data.sources.{index}.path", source.path, "does not exist", fix="check the path")
 
 

@@ -15,7 +15,7 @@ from longspan.utils.errors import ConfigError
 from longspan.utils.files import read_json, storage_errors, write_json
 from longspan.utils.values import canonical_sha256, differences
 
-PHASES = ("prepare", "before", "train", "after", "export", "report")
+PHASES = ("curate", "prepare", "before", "train", "after", "export", "report")
 PACKAGES = ("longspan", "torch", "numpy", "tokenizers", "safetensors", "pydantic", "pyarrow", "transformers")
 
 
@@ -35,6 +35,7 @@ class RunFolder:
     versions.json          what it ran with
     base.json              hash of the model that was started from; a new model has none
     tokenizer.json         the tokenizer of this run, and tokenizer_config.json beside it
+    curated/               documents/, what the filters have kept, and manifest.json with every drop by its reason
     tokens/                train/ and held_out/, the texts as token files; tokens.old-1/ when the texts changed
     identity.json          what the checkpoints were made from: recipe, model, tokens
     engine.json            how the engine runs each stage: chosen once
@@ -59,6 +60,7 @@ class RunFolder:
         self.versions = path / "versions.json"
         self.tokenizer = path / "tokenizer.json"
         self.tokenizer_config = path / "tokenizer_config.json"
+        self.curated = path / "curated"
         self.tokens = path / "tokens"
         self.identity = path / "identity.json"
         self.engine = path / "engine.json"

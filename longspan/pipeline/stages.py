@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from longspan.batch import Batch
-from longspan.data.build import Stores, build_stores
+from longspan.data.build import build_stores
 from longspan.data.collate import collate
+from longspan.data.hub import fetch_sources
 from longspan.data.rows import StageRows
 from longspan.data.tokenize import plain_encode, separator_id
 from longspan.eval.desk import Material
@@ -21,11 +22,13 @@ from longspan.model.decoder import Decoder
 from longspan.model.lora import merge_lora
 from longspan.model.peft import save_adapter
 from longspan.model.weights import save
+from longspan.pipeline.curation import curate
 from longspan.pipeline.engines import StageEngines, choices
 from longspan.pipeline.figures import summary
 from longspan.pipeline.job import Job
 from longspan.pipeline.memory import memory_errors
 from longspan.pipeline.observer import SILENT, Observer, Stop, never
+from longspan.pipeline.prepared import data_facts, set_aside, short_documents, told
 from longspan.pipeline.proof import SAMPLE_TOKENS, can_prove, logit_differences, round_weights
 from longspan.pipeline.recipe import Recipe
 from longspan.pipeline.rundir import versions
@@ -38,8 +41,6 @@ from longspan.train.trackers.base import Tracking
 from longspan.utils.errors import ConfigError, LongspanError
 from longspan.utils.files import read_json, sha256, storage_errors, write_atomic, write_json
 from longspan.utils.values import canonical_sha256
-
-HARMLESS = ("hidden", "link-inside")  # set aside by rule, without anything amiss
 
 
 def run(recipe: Recipe, *, observer: Observer = SILENT, stop: Stop = never) -> dict[str, Any]:
@@ -73,6 +74,13 @@ def train(recipe: Recipe, *, observer: Observer = SILENT, stop: Stop = never) ->
             "tokens": last.tokens,
             "loss": loss if math.isfinite(loss) else None,  # JSON has no word for NaN
         }
+
+
+def data(recipe: Recipe, *, observer: Observer = SILENT, stop: Stop = never) -> dict[str, Any]:
+    """Prepare the data alone: filter, tokenize, try every stage; the counts come back. Raises as `run` does."""
+    with Job.opened(recipe, observer=observer, stop=stop) as job:
+        _prepare(job)
+        return {"run": str(job.folder.path), **data_facts(job)}
 
 
 def evaluate(recipe: Recipe, when: str, *, observer: Observer = SILENT, stop: Stop = never) -> dict[str, Any]:
@@ -137,13 +145,13 @@ def _prepare(job: Job) -> None:
         tokenizer = job.make_tokenizer()
         stores = build_stores(
             job.folder.tokens,
-            job.recipe.data,
+            job.texts,
             tokenizer=tokenizer,
             vocabulary=job.start[0].vocabulary,
             separator=separator_id(tokenizer),
             progress=lambda done, total: job.progress(done, total, "bytes of text"),
         )
-        for warning in (*_set_aside(stores), *_short_documents(job.recipe, stores)):
+        for warning in (*set_aside(stores), *short_documents(job.recipe, stores)):
             job.observer.warn(warning)
         for index, rows in enumerate(_rows(job)):
             try:
@@ -154,27 +162,11 @@ def _prepare(job: Job) -> None:
                 raise
         check(job.recipe.eval.tasks, _material(job))
 
+    fetch_sources(job.recipe.data.sources)
+    if job.recipe.data.curate is not None:
+        _once(job, "curate", job.curate_inputs, lambda: curate(job), job.folder.curated / "manifest.json")
     _once(job, "prepare", job.prepare_inputs, work, job.folder.tokens, job.folder.tokenizer)
     job.require_same()
-
-
-def _set_aside(stores: Stores) -> list[str]:
-    """What of the sources was not taken, a line for each reason."""
-    found = stores.train.manifest.origin.quarantine
-    return [
-        f"{entry.count:,} set aside as {reason}: {', '.join(entry.first)}{', …' * (entry.count > len(entry.first))}"
-        for reason, entry in found.items()
-        if reason not in HARMLESS
-    ]
-
-
-def _short_documents(recipe: Recipe, stores: Stores) -> list[str]:
-    """A word of warning when no document is as long as the longest rows: nothing in the text then reaches so far."""
-    wanted = max(part.length or stage.length for stage in recipe.stages for part in stage.mix)
-    longest = int(max(stores.train.lengths)) - 1  # without its separator
-    if longest >= wanted:
-        return []
-    return [f"rows of {wanted:,} tokens will hold several documents; the longest has {longest:,}"]
 
 
 def _rows(job: Job) -> list[StageRows]:
@@ -329,7 +321,7 @@ def _report(job: Job) -> dict[str, Any]:
     folder, (shape, frequencies) = job.folder, job.start
     parts = (folder.metrics, folder.evaluation("before"), folder.evaluation("after"), folder.proof)
     proof = read_json(folder.proof) if folder.proof.exists() else {}
-    notes = tuple(_set_aside(job.stores())) if folder.tokens.exists() else ()
+    notes = (*told(job), *set_aside(job.stores())) if folder.tokens.exists() else ()
 
     def work() -> None:
         before, after = _evaluation(job, "before"), _evaluation(job, "after")

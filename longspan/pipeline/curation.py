@@ -1,0 +1,165 @@
+"""Curation of a recipe's texts: the filters' tools, the executor, and the counts for people."""
+
+import functools
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from longspan.data.curate import Curation
+from longspan.data.executors.base import STOP, Tasks
+from longspan.data.executors.local import Local
+from longspan.data.filters.base import Ids, Tools
+from longspan.data.filters.dependency import Dependency
+from longspan.data.tokenize import load_tokenizer
+from longspan.model.decoder import Decoder
+from longspan.model.weights import load
+from longspan.pipeline.job import Job
+from longspan.pipeline.prepared import told
+from longspan.pipeline.recipe import Recipe
+from longspan.pipeline.rundir import RunFolder
+from longspan.utils.errors import ConfigError, DataError, Interrupted
+from longspan.utils.files import storage_errors
+
+PASS_TOKENS = 8_192  # of one forward pass that scores pieces
+
+
+def curate(job: Job) -> None:
+    """Filter the documents of a job's sources, part by part; parts that are done are not done again.
+
+    Raises `DataError` and `ConfigError` for what the user can mend, `Interrupted` when stopped.
+    """
+    settings, folder = job.recipe.data, job.folder.curated
+    _require(job.recipe)
+    curation = Curation.opened(folder, settings, seen=job.curate_inputs)
+    if curation.done:
+        return
+    curation.protect(lambda done, total: job.progress(done, total, "bytes read for evaluation texts"))
+    for number in range(len(curation.rounds)):
+        _pass(job, curation, number)
+        curation.compare(number)
+    curation.finish()
+    for line in told(job):
+        job.observer.tell(line)
+
+
+def _pass(job: Job, curation: Curation, number: int) -> None:
+    """All parts of one pass that are not done yet."""
+    assert job.recipe.data.curate is not None
+    executor, missing = job.recipe.data.curate.executor, curation.missing(number)
+    sizes = [curation.part_bytes(part) for part in range(curation.parts)]
+    what = f"bytes of files, pass {number + 1} of {len(curation.rounds)}"
+
+    def tell(more: int = 0) -> None:
+        done = sum(sizes) - sum(sizes[part] for part in curation.missing(number)) + more
+        job.observer.progress(min(done, sum(sizes)), total=sum(sizes), what=what)
+
+    def at_work(done: int, _: int) -> None:
+        tell(done)
+        job.poll()
+
+    if not missing:
+        return
+    if isinstance(executor, Local) and executor.workers == 1:
+        tools = _tools(job.recipe)
+        for part in missing:
+            curation.work(number, part, tools, progress=at_work)
+        return
+    logs = curation.folder / f"logs-{number}"
+    with storage_errors(logs):
+        logs.mkdir(exist_ok=True)
+        (logs / STOP).unlink(missing_ok=True)
+    command = (sys.executable, "-m", "longspan", "part", str(job.folder.recipe), str(number))
+    tasks = Tasks(numbers=missing, command=command, folder=logs)
+    _watched(job, functools.partial(executor.run, tasks), stop_file=logs / STOP, tell=tell)
+    left = curation.missing(number)
+    if left and not job.stop():
+        raise DataError(
+            "curate.part-failed",
+            f"{len(left)} parts of the curation came to no end, the first is {left[0]}",
+            where=str(logs),
+            fix="read the log, mend the cause, and run the same command again: parts that are done stay done",
+        )
+
+
+def _watched(job: Job, run: Callable[[], None], *, stop_file: Path, tell: Callable[[], None]) -> None:
+    """Run an executor in a thread, so that a stop is noticed: parts at work end, no other begins."""
+    failure: list[BaseException] = []
+
+    def guarded() -> None:
+        try:
+            run()
+        except BaseException as error:  # noqa: BLE001 - raised again in the thread that waits
+            failure.append(error)
+
+    thread = threading.Thread(target=guarded, name="executor")
+    thread.start()
+    while thread.is_alive():
+        thread.join(timeout=1.0)
+        tell()
+        if job.stop():
+            stop_file.touch()
+    if failure:
+        raise failure[0]
+    if job.stop():
+        raise Interrupted("the parts that are done are saved")
+
+
+def work_on_part(recipe_file: Path, number: int, part: int) -> None:
+    """One part of one pass, as executors call it in a process of its own. Raises as `curate` does."""
+    recipe = Recipe.read(recipe_file)
+    Curation(RunFolder(recipe.output).curated, recipe.data).work(number, part, _tools(recipe))
+
+
+def _require(recipe: Recipe) -> None:
+    assert recipe.data.curate is not None
+    recipe.data.curate.executor.require()
+    for index, entry in enumerate(recipe.data.curate.filters):
+        entry.require()
+        if isinstance(entry, Dependency) and entry.model is None and recipe.model.folder is None:
+            raise ConfigError(
+                "curate.no-model",
+                "the filter dependency needs a trained model, and the recipe starts from a new one",
+                where=f"recipe: data.curate.filters.{index}",
+                fix="name the folder of a small model as its model",
+            )
+
+
+def _tools(recipe: Recipe) -> Tools:
+    """What the filters of a recipe need; a model is loaded only when one of them scores with it."""
+    assert recipe.data.curate is not None
+    found = next((entry for entry in recipe.data.curate.filters if isinstance(entry, Dependency)), None)
+    if found is None:
+        return Tools()
+    folder = found.model or recipe.model.folder
+    assert folder is not None, "checked before"
+    gpu = recipe.device != "cpu" and torch.cuda.is_available()
+    decoder = load(folder, device="cuda" if gpu else "cpu").eval()
+    tokenizer = load_tokenizer(folder, vocabulary=decoder.shape.vocabulary)
+
+    def encode(text: str) -> Ids:
+        return np.array(tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int64)
+
+    return Tools(encode=encode, perplexities=functools.partial(perplexities, decoder))
+
+
+@torch.inference_mode()
+def perplexities(decoder: Decoder, asked: Sequence[tuple[Ids, Ids]]) -> list[float]:
+    """The perplexity of each piece after its context; its first token is never counted, so that all compare."""
+    found = [0.0] * len(asked)
+    lengths = [len(context) + len(piece) for context, piece in asked]
+    order = sorted(range(len(asked)), key=lengths.__getitem__)
+    while order:
+        length = lengths[order[0]]
+        same = [index for index in order[: max(1, PASS_TOKENS // length)] if lengths[index] == length]
+        order = order[len(same) :]
+        rows = torch.tensor(np.stack([np.concatenate(asked[index]) for index in same]), device=decoder.device)
+        logits = decoder(rows)[:, :-1]
+        losses = functional.cross_entropy(logits.transpose(1, 2), rows[:, 1:], reduction="none").double()
+        for loss, index in zip(losses, same, strict=True):
+            found[index] = float(loss[len(asked[index][0]) :].mean().exp())
+    return found

@@ -1,0 +1,78 @@
+"""What preparing the data came to, in words for people and numbers for scripts."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from longspan.data.build import Stores
+from longspan.data.curate import MANIFEST
+from longspan.pipeline.job import Job
+from longspan.pipeline.recipe import Recipe
+from longspan.utils.errors import DataError
+from longspan.utils.files import read_json
+
+HARMLESS = ("hidden", "link-inside")  # set aside by rule, without anything amiss
+
+
+def set_aside(stores: Stores) -> list[str]:
+    """What of the sources was not taken, a line for each reason."""
+    found = stores.train.manifest.origin.quarantine
+    return [
+        f"{entry.count:,} set aside as {reason}: {_named(entry.first, entry.count)}"
+        for reason, entry in found.items()
+        if reason not in HARMLESS
+    ]
+
+
+def short_documents(recipe: Recipe, stores: Stores) -> list[str]:
+    """A word of warning when no document is as long as the longest rows: nothing in the text then reaches so far."""
+    wanted = max(part.length or stage.length for stage in recipe.stages for part in stage.mix)
+    longest = int(max(stores.train.lengths)) - 1  # without its separator
+    if longest >= wanted:
+        return []
+    return [f"rows of {wanted:,} tokens will hold several documents; the longest has {longest:,}"]
+
+
+def told(job: Job) -> list[str]:
+    """What became of the documents of a curation, a line each; nothing without filters."""
+    if job.recipe.data.curate is None:
+        return []
+    found = _manifest(job)
+    read = sum(found["read"].values())
+    aside = sum(entry["count"] for entry in found["set_aside"].values())
+    lines = [
+        f"{found['kept_documents']:,} of {read:,} documents kept for training ({found['kept_bytes']:,} bytes), "
+        f"{found['held_out_documents']:,} held out, {aside:,} set aside"
+    ]
+    for reason, entry in found["set_aside"].items():
+        if reason in HARMLESS:
+            continue
+        lines.append(f"set aside as {reason}: {entry['count']:,}, {_named(entry['first'], entry['count'])}")
+    for what in ("dropped", "changed"):
+        for kind, reasons in found[what].items():
+            for reason, entry in reasons.items():
+                names = _named(entry["first"], entry["documents"])
+                lines.append(f"{kind} {what} {entry['documents']:,}, {reason} ({entry['bytes']:,} bytes): {names}")
+    return lines
+
+
+def _named(first: Sequence[str], count: int) -> str:
+    return ", ".join(first) + (", …" if count > len(first) else "")
+
+
+def _manifest(job: Job) -> dict[str, Any]:
+    found: dict[str, Any] = read_json(job.folder.curated / MANIFEST, error=DataError, code="curate.manifest")
+    return found
+
+
+def data_facts(job: Job) -> dict[str, Any]:
+    """What was prepared: documents and tokens of both stores, and the counts of the curation."""
+    stores = job.stores()
+    facts: dict[str, Any] = {
+        "documents": len(stores.train),
+        "tokens": stores.train.tokens,
+        "longest_document_tokens": int(max(stores.train.lengths)),
+        "held_out_documents": len(stores.held_out),
+        "held_out_tokens": stores.held_out.tokens,
+        "set_aside": {reason: entry.count for reason, entry in stores.train.manifest.origin.quarantine.items()},
+    }
+    return facts if job.recipe.data.curate is None else facts | {"curation": _manifest(job)}
