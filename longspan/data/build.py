@@ -8,6 +8,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from longspan.data.settings import DataSettings
@@ -20,12 +22,14 @@ from longspan.data.tokenize import (
     check_tokenizer,
     cut_points,
     cut_rule,
-    encode_document,
+    encode_pieces,
     for_documents,
 )
 from longspan.utils.errors import DataError
-from longspan.utils.files import fsync_folder, storage_errors
+from longspan.utils.files import fsync_folder, read_json, storage_errors, write_json
 from longspan.utils.values import canonical_sha256
+
+ORIGIN = "building.json"  # in a folder that is being built: what it is going to hold
 
 Progress = Callable[[int, int], None]  # bytes of text done; bytes in all, as far as they are known
 
@@ -90,8 +94,9 @@ def build_stores(
 
     A finished pair is used again when its fingerprint (texts, ids, split, tokenizer, what was set aside) is still
     right. Otherwise a new pair is built beside it and the old one is kept under another name. A build that was
-    killed leaves nothing that opens, and starts again. `vocabulary` is the model's, above every id of the tokenizer;
-    `separator` ends each document. `progress` hears of every document, in the first reading with nothing done yet.
+    killed leaves nothing that opens, and goes on after its last whole shards. `vocabulary` is the model's, above
+    every id of the tokenizer; `separator` ends each document. `progress` hears of every document, in the first
+    reading with nothing done yet, and of the stretches of a long one.
     Raises `DataError` for sources, tokenizers and stores that cannot be used, before long work.
     """
     tokenizer = for_documents(tokenizer)
@@ -102,15 +107,16 @@ def build_stores(
         if {stores.train.fingerprint, stores.held_out.fingerprint} == {origin.fingerprint}:
             return stores
     building = folder.with_name(f".{folder.name}.building")
-    with storage_errors(building):
-        if building.exists():  # ours, left by a build that was killed
-            shutil.rmtree(building)
     try:
+        _begin(building, origin)
         _write(building, settings, tokenizer=tokenizer, origin=origin, survey=survey, progress=progress)
     except BaseException:
-        shutil.rmtree(building, ignore_errors=True)
+        if not any(building.glob("*/shard-*.json")):  # else the next build goes on from there
+            shutil.rmtree(building, ignore_errors=True)
         raise
     with storage_errors(folder):
+        for mark in (building / ORIGIN, *building.glob("*/shard-*.json")):  # of use to a killed build only
+            mark.unlink()
         if folder.exists():
             folder.rename(_free_name(folder))
         building.rename(folder)
@@ -118,11 +124,23 @@ def build_stores(
     return Stores.open(folder, verify=False)
 
 
+def _begin(building: Path, origin: Origin) -> None:
+    """Leave what a killed build of the same tokens has finished, and nothing of another's."""
+    mark = building / ORIGIN
+    if mark.exists() and read_json(mark, error=DataError, code="data.building")["fingerprint"] == origin.fingerprint:
+        return
+    with storage_errors(building):
+        if building.exists():
+            shutil.rmtree(building)
+        building.mkdir(parents=True)
+    write_json(mark, {"fingerprint": origin.fingerprint})
+
+
 def _origin(survey: _Survey, tokenizer: Tokenizer, *, vocabulary: int, separator: int) -> Origin:
     tokenizer_sha256 = hashlib.sha256(tokenizer.to_str().encode()).hexdigest()
     set_aside = survey.quarantine.record()
     decides = {
-        "format": 1,  # raise it when the same texts are to give other tokens
+        "format": 2,  # raise it when the same texts are to give other tokens
         "contents": survey.contents.hexdigest(),
         "held_out": sorted(survey.held_out),
         "tokenizer": tokenizer_sha256,
@@ -188,10 +206,15 @@ def _write(
 ) -> None:
     again = _Survey()
     with StoreWriter(building / "train", origin) as train, StoreWriter(building / "held_out", origin) as held:
+        left = {True: held.done, False: train.done}  # documents that whole shards of a killed build hold already
         for document in _usable(settings, tokenizer, again.quarantine):
-            held_out = is_held_out(document.id, settings)
+            held_out, before = is_held_out(document.id, settings), again.total_bytes
             again.add(document, held_out=held_out)
-            (held if held_out else train).add(document.id, encode_document(document.text, tokenizer))
+            if left[held_out]:
+                left[held_out] -= 1
+            else:
+                pieces = _heard(encode_pieces(document.text, tokenizer), progress, before, survey.total_bytes)
+                (held if held_out else train).add(document.id, pieces)
             if progress:
                 progress(again.total_bytes, survey.total_bytes)
         if again.contents.digest() != survey.contents.digest():
@@ -203,6 +226,16 @@ def _write(
             )
         train.finish()
         held.finish()
+
+
+def _heard(
+    pieces: Iterator[NDArray[np.uint32]], progress: Progress | None, done: int, total: int
+) -> Iterator[NDArray[np.uint32]]:
+    """The pieces of a document; `progress` hears between two of them, so that a stop waits for no long document."""
+    for number, piece in enumerate(pieces):
+        if number and progress:
+            progress(done, total)
+        yield piece
 
 
 def _free_name(folder: Path) -> Path:

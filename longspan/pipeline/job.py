@@ -362,8 +362,7 @@ class Job:
 
 def _content(store: TokenStore) -> str:
     """Hash of the tokens, their documents and the tokenizer; files that were set aside do not change it."""
-    files = {name: record.sha256 for name, record in store.manifest.files.items()}
-    return canonical_sha256([store.manifest.origin.tokenizer_sha256, files])
+    return canonical_sha256([store.manifest.origin.tokenizer_sha256, store.manifest.sha256])
 
 
 def seen_files(place: Path) -> list[tuple[str, int, int]]:
