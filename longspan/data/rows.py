@@ -5,6 +5,7 @@ import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import lru_cache
 
 import numpy as np
@@ -59,7 +60,7 @@ class StageRows:
         self._length, self._seed, self._stage = length, seed, stage
         self._shares = Shares([part.share for part in mix])
         self._parts = [
-            _TextPart(store, length=part.length or length, key=(seed, stage, index))
+            _TextPart(store, part=part, length=part.length or length, key=(seed, stage, index))
             if part.probe is None
             else _ProbePart(store, part.probe, part=part, length=part.length or length, encode=encode)
             for index, part in enumerate(mix)
@@ -70,6 +71,14 @@ class StageRows:
         """The row with this number; the same in every process, whatever was asked before."""
         part, index = self._shares.place(sample)
         return self._row(self._parts[part], sample, index)
+
+    def repeats(self, samples: int) -> list[float]:
+        """How often each text part goes through its documents in the first `samples` rows; 0 for probes."""
+        parts = zip(self._parts, self._shares.shares, strict=True)
+        return [
+            samples * float(share) * self._length / part.tokens if isinstance(part, _TextPart) else 0.0
+            for part, share in parts
+        ]
 
     def check(self) -> None:
         """Build one row of each part, so that a stage that cannot work is found before long work.
@@ -93,37 +102,60 @@ class StageRows:
         return _joined(windows)
 
 
+def chosen_documents(store: TokenStore, part: MixPart) -> NDArray[np.int64]:
+    """The documents of a store that a part of a mix takes its text from.
+
+    Raises `DataError` when there are none.
+    """
+    tokens = store.lengths - 1  # without the separator
+    wanted = (tokens >= part.least_tokens) & (tokens <= (part.most_tokens or tokens.max(initial=0)))
+    if part.documents:
+        named = (any(fnmatchcase(name, glob) for glob in part.documents) for name in store.documents)
+        wanted &= np.fromiter(named, dtype=np.bool_, count=len(store))
+    found = np.flatnonzero(wanted)
+    if not len(found) and len(store):
+        raise DataError(
+            "data.mix-empty",
+            f"no document matches {', '.join(part.documents) or 'any name'} with {part.least_tokens:,} to "
+            f"{'any number of' if part.most_tokens is None else format(part.most_tokens, ',')} tokens",
+            fix="choose other globs or lengths; longspan data tells what there is",
+        )
+    return found
+
+
 class _TextPart:
-    """Windows of the documents' tokens.
+    """Windows of the chosen documents' tokens.
 
     The documents of an epoch, in random order, are one stream of tokens. It is cut into windows of `length`, and the
     windows are visited in random order. The last one is filled up with separators of weight 0.
     """
 
-    def __init__(self, store: TokenStore, *, length: int, key: tuple[int, ...]) -> None:
-        if store.tokens < length:
+    def __init__(self, store: TokenStore, *, part: MixPart, length: int, key: tuple[int, ...]) -> None:
+        self._documents = chosen_documents(store, part)
+        self.tokens = int(store.lengths[self._documents].sum())
+        if self.tokens < length:
             raise DataError(
                 "data.text-short",
-                f"rows of {length:,} tokens need that much text, and {length - store.tokens:,} tokens are missing",
+                f"rows of {length:,} tokens need that much text, and {length - self.tokens:,} tokens are missing",
                 where=str(store.folder),
                 fix="give more text, or a shorter length",
             )
         self.length = length
         self._store, self._key = store, key
-        self._windows = -(-store.tokens // length)
+        self._windows = -(-self.tokens // length)
         self._epoch = lru_cache(maxsize=2)(self._order)
 
     def _order(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """Of one epoch: the documents' order, where each ends in the stream, and the windows' order."""
-        generator = np.random.Generator(np.random.PCG64(_digest((*self._key, epoch))))
-        documents = generator.permutation(len(self._store))
+        generator = np.random.Generator(np.random.PCG64(digest((*self._key, epoch))))
+        documents = self._documents[generator.permutation(len(self._documents))]
         return documents, np.cumsum(self._store.lengths[documents]), generator.permutation(self._windows)
 
     def window(self, number: int) -> _Window:
         epoch, visit = divmod(number, self._windows)
         documents, ends, windows = self._epoch(epoch)
         start = int(windows[visit]) * self.length
-        stop = min(start + self.length, self._store.tokens)
+        stop = min(start + self.length, self.tokens)
         tokens = np.full(self.length, self._store.separator, dtype=np.int64)
         targets = tokens.copy()
         weights = np.zeros(self.length, dtype=np.float32)
@@ -156,9 +188,10 @@ class _ProbePart:
         self._store, self._probe, self._encode = store, probe, encode
         self._items = ITEMS if part.items is None else part.items
         self._answer_weight = 1.0 if part.answer_weight is None else part.answer_weight
-        self._text_lengths = store.lengths - 1  # a haystack has no separators inside
+        self._documents = chosen_documents(store, part)
+        self._text_lengths = store.lengths[self._documents] - 1  # a haystack has no separators inside
         self._text_ends = np.cumsum(self._text_lengths)
-        available = int(self._text_ends[-1]) if len(store) else 0
+        available = int(self._text_ends[-1]) if len(self._text_ends) else 0
         if available < length + 1:
             raise DataError(
                 "data.haystack-short",
@@ -181,14 +214,14 @@ class _ProbePart:
 
     def _haystack(self, start: int) -> NDArray[np.int64]:
         """length + 1 tokens from a place in all text, document after document, going on at the first after the last."""
-        document = int(np.searchsorted(self._text_ends, start, side="right"))
-        first = start - int(self._text_ends[document] - self._text_lengths[document])
+        place = int(np.searchsorted(self._text_ends, start, side="right"))
+        first = start - int(self._text_ends[place] - self._text_lengths[place])
         parts, wanted = [], self.length + 1
         while wanted:
-            count = min(wanted, int(self._text_lengths[document]) - first)
-            parts.append(self._store.read(document, first, count))
+            count = min(wanted, int(self._text_lengths[place]) - first)
+            parts.append(self._store.read(int(self._documents[place]), first, count))
             wanted -= count
-            document, first = (document + 1) % len(self._store), 0
+            place, first = (place + 1) % len(self._documents), 0
         return np.concatenate(parts)
 
 
@@ -203,9 +236,10 @@ def _joined(windows: list[_Window]) -> Row:
     )
 
 
-def _digest(key: tuple[int, ...]) -> int:
+def digest(key: tuple[int, ...]) -> int:
+    """A number of 128 bits that a key decides: the seed of everything that is drawn for it."""
     return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=16).digest(), "little")
 
 
 def _random(key: tuple[int, ...]) -> random.Random:
-    return random.Random(_digest(key))
+    return random.Random(digest(key))

@@ -76,7 +76,8 @@ class MixPart(Settings):
     At most `items` lines are planted in a probe's text, as many as fit; None means 8, or what the probe can carry.
     Tokens of answers weigh `answer_weight` in the loss, all others 1; None means 1. Both need a probe. Documents of
     `length` tokens, shorter than the stage's and a whole fraction of it, are packed into the row; None means the
-    stage's length.
+    stage's length. The text comes from the documents whose ids match a glob of `documents` (all when empty) and that
+    have `least_tokens` to `most_tokens`.
     """
 
     share: float = Field(gt=0.0, le=1.0)
@@ -84,9 +85,14 @@ class MixPart(Settings):
     items: int | None = Field(default=None, ge=1)
     answer_weight: float | None = Field(default=None, gt=0.0)
     length: int | None = Field(default=None, ge=2)
+    documents: tuple[str, ...] = ()
+    least_tokens: int = Field(default=0, ge=0)
+    most_tokens: int | None = Field(default=None, ge=1)
 
     @model_validator(mode="after")
     def _every_setting_works(self) -> Self:
+        if self.most_tokens is not None and self.most_tokens < self.least_tokens:
+            raise ValueError(f"no document has {self.least_tokens} and at most {self.most_tokens} tokens")
         if self.probe is None:
             idle = [name for name in ("items", "answer_weight") if getattr(self, name) is not None]
             if idle:

@@ -5,6 +5,8 @@ from typing import Any
 
 from longspan.data.build import Stores
 from longspan.data.curate import MANIFEST
+from longspan.data.curricula.base import Slots, StageText
+from longspan.data.tokenize import plain_encode
 from longspan.pipeline.job import Job
 from longspan.pipeline.recipe import Recipe
 from longspan.utils.errors import DataError
@@ -30,6 +32,26 @@ def short_documents(recipe: Recipe, stores: Stores) -> list[str]:
     if longest >= wanted:
         return []
     return [f"rows of {wanted:,} tokens will hold several documents; the longest has {longest:,}"]
+
+
+def stage_slots(job: Job) -> list[Slots]:
+    """The rows of every stage, in the order of its curriculum."""
+    store, encode, plans = job.stores().train, plain_encode(job.tokenizer()), job.plans
+    return [
+        stage.curriculum.slots(
+            StageText(
+                store=store,
+                length=stage.length,
+                mix=stage.mix,
+                steps=plan.steps,
+                slots_per_step=plan.rows_per_step,
+                seed=job.recipe.seed,
+                stage=plan.index,
+                encode=encode,
+            )
+        )
+        for stage, plan in zip(job.recipe.stages, plans, strict=True)
+    ]
 
 
 def told(job: Job) -> list[str]:
@@ -75,4 +97,8 @@ def data_facts(job: Job) -> dict[str, Any]:
         "held_out_tokens": stores.held_out.tokens,
         "set_aside": {reason: entry.count for reason, entry in stores.train.manifest.origin.quarantine.items()},
     }
+    facts["stages"] = [
+        {"length": plan.length, **slots.lengths().facts(plan.length), "repeats": [round(r, 3) for r in slots.repeats()]}
+        for plan, slots in zip(job.plans, stage_slots(job), strict=True)
+    ]
     return facts if job.recipe.data.curate is None else facts | {"curation": _manifest(job)}

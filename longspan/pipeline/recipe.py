@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from longspan.config import Settings, any_kind
+from longspan.data.curricula.stages import Stages
 from longspan.data.settings import DataSettings, Mix, MixPart
 from longspan.engine.settings import EngineSettings
 from longspan.model.settings import LoraSettings
@@ -17,10 +18,12 @@ from longspan.train.settings import TrainSettings
 from longspan.utils.errors import ConfigError
 
 if TYPE_CHECKING:
+    from longspan.data.curricula.base import Curriculum as CurriculumChoice
     from longspan.eval.tasks.base import Task as TaskChoice
     from longspan.rope.frequencies import Method as RopeChoice
     from longspan.train.trackers.base import Tracker as TrackerChoice
 else:  # the choices are the files of a folder, known at run time only
+    CurriculumChoice = any_kind("longspan.data.curricula")
     RopeChoice = any_kind("longspan.rope.methods")
     TaskChoice = any_kind("longspan.eval.tasks")
     TrackerChoice = any_kind("longspan.train.trackers")
@@ -91,7 +94,8 @@ class ModelChoice(Settings):
 class Stage(Settings):
     """One stretch of training at one length. `tokens` is rounded down to whole steps of `batch_tokens`.
 
-    `rope` is the position method with which the model is trained at this `length`; `mix` says what the rows hold.
+    `rope` is the position method with which the model is trained at this `length`; `mix` says what the rows hold,
+    `curriculum` which lengths they have when.
     """
 
     length: Annotated[int, Field(ge=2)]
@@ -100,6 +104,7 @@ class Stage(Settings):
     learning_rate: Annotated[float, Field(gt=0.0, le=1.0)]
     rope: RopeChoice
     mix: Mix = (MixPart(share=1.0),)
+    curriculum: CurriculumChoice = Stages()
 
     @property
     def rows_per_step(self) -> int:
@@ -123,6 +128,7 @@ class Stage(Settings):
         for part in self.mix:
             if part.length is not None and self.length % part.length:
                 raise ValueError(f"documents of {part.length} tokens do not fill rows of {self.length} in the mix")
+        self.curriculum.check(length=self.length, mix=self.mix)
         return self
 
 

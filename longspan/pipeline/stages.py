@@ -13,7 +13,6 @@ from longspan.batch import Batch
 from longspan.data.build import build_stores
 from longspan.data.collate import collate
 from longspan.data.hub import fetch_sources
-from longspan.data.rows import StageRows
 from longspan.data.tokenize import plain_encode, separator_id
 from longspan.eval.desk import Material
 from longspan.eval.evaluate import check
@@ -28,7 +27,7 @@ from longspan.pipeline.figures import summary
 from longspan.pipeline.job import Job
 from longspan.pipeline.memory import memory_errors
 from longspan.pipeline.observer import SILENT, Observer, Stop, never
-from longspan.pipeline.prepared import data_facts, set_aside, short_documents, told
+from longspan.pipeline.prepared import data_facts, set_aside, short_documents, stage_slots, told
 from longspan.pipeline.proof import SAMPLE_TOKENS, can_prove, logit_differences, round_weights
 from longspan.pipeline.recipe import Recipe
 from longspan.pipeline.rundir import versions
@@ -153,7 +152,7 @@ def _prepare(job: Job) -> None:
         )
         for warning in (*set_aside(stores), *short_documents(job.recipe, stores)):
             job.observer.warn(warning)
-        for index, rows in enumerate(_rows(job)):
+        for index, rows in enumerate(stage_slots(job)):
             try:
                 rows.check()
             except LongspanError as error:
@@ -167,15 +166,6 @@ def _prepare(job: Job) -> None:
         _once(job, "curate", job.curate_inputs, lambda: curate(job), job.folder.curated / "manifest.json")
     _once(job, "prepare", job.prepare_inputs, work, job.folder.tokens, job.folder.tokenizer)
     job.require_same()
-
-
-def _rows(job: Job) -> list[StageRows]:
-    store, encode = job.stores().train, plain_encode(job.tokenizer())
-    stages = enumerate(job.recipe.stages)
-    return [
-        StageRows(store, length=stage.length, mix=stage.mix, seed=job.recipe.seed, stage=index, encode=encode)
-        for index, stage in stages
-    ]
 
 
 def _material(job: Job) -> Material:
@@ -222,12 +212,12 @@ def _train(job: Job) -> None:
     fix = "lower train.micro_batch_tokens, which one pass takes at once, or engine.device_gib, which is planned with"
 
     def work() -> None:
-        engines, rows = StageEngines(job), _rows(job)
+        engines, rows = StageEngines(job), stage_slots(job)
         write_json(job.folder.identity, job.train_inputs)
         metrics, tracking = MetricsFile(job.folder.metrics), _tracking(job)
 
         def batches(stage: int, first_row: int, count: int) -> Batch:
-            return collate([rows[stage].row(first_row + index) for index in range(count)])
+            return collate([row for index in range(count) for row in rows[stage].slot(first_row + index)])
 
         def observe(step: StepMetrics) -> None:
             metrics.write(step)

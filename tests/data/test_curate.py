@@ -291,6 +291,7 @@ def test_an_array_of_slurm_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert failure.value.code == "curate.part-failed"
 
 
+@pytest.mark.filterwarnings("default")  # a warning made an error would end the thread that Ray waits for
 def test_ray(tmp_path: Path) -> None:
     pytest.importorskip("datatrove")
     pytest.importorskip("ray")
