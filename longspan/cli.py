@@ -222,7 +222,7 @@ def _fetch(words: list[str], as_json: bool) -> tuple[int, dict[str, Any]]:
 
 
 def _part(words: list[str], _: bool) -> tuple[int, dict[str, Any]]:
-    from longspan.pipeline.curation import work_on_part
+    from longspan.pipeline.parts import work_on_part
 
     (recipe, *numbers), _given = _words("part", words, arguments=3)
     if not all(number.isdecimal() for number in numbers):

@@ -1,31 +1,21 @@
-"""Curation of a recipe's texts: the filters' tools, the executor, and the counts for people."""
+"""Curation of a recipe's texts: the passes, the executor, and the counts for people."""
 
 import functools
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-
-import numpy as np
-import torch
-from torch.nn import functional
 
 from longspan.data.curate import Curation
 from longspan.data.executors.base import STOP, Tasks
 from longspan.data.executors.local import Local
-from longspan.data.filters.base import Ids, Tools
 from longspan.data.filters.dependency import Dependency
-from longspan.data.tokenize import load_tokenizer
-from longspan.model.decoder import Decoder
-from longspan.model.weights import load
 from longspan.pipeline.job import Job
+from longspan.pipeline.parts import filter_tools
 from longspan.pipeline.prepared import told
 from longspan.pipeline.recipe import Recipe
-from longspan.pipeline.rundir import RunFolder
 from longspan.utils.errors import ConfigError, DataError, Interrupted
 from longspan.utils.files import storage_errors
-
-PASS_TOKENS = 8_192  # of one forward pass that scores pieces
 
 
 def curate(job: Job) -> None:
@@ -65,7 +55,7 @@ def _pass(job: Job, curation: Curation, number: int) -> None:
     if not missing:
         return
     if isinstance(executor, Local) and executor.workers == 1:
-        tools = _tools(job.recipe)
+        tools = filter_tools(job.recipe)
         for part in missing:
             curation.work(number, part, tools, progress=at_work)
         return
@@ -109,12 +99,6 @@ def _watched(job: Job, run: Callable[[], None], *, stop_file: Path, tell: Callab
         raise Interrupted("the parts that are done are saved")
 
 
-def work_on_part(recipe_file: Path, number: int, part: int) -> None:
-    """One part of one pass, as executors call it in a process of its own. Raises as `curate` does."""
-    recipe = Recipe.read(recipe_file)
-    Curation(RunFolder(recipe.output).curated, recipe.data).work(number, part, _tools(recipe))
-
-
 def _require(recipe: Recipe) -> None:
     assert recipe.data.curate is not None
     recipe.data.curate.executor.require()
@@ -127,39 +111,3 @@ def _require(recipe: Recipe) -> None:
                 where=f"recipe: data.curate.filters.{index}",
                 fix="name the folder of a small model as its model",
             )
-
-
-def _tools(recipe: Recipe) -> Tools:
-    """What the filters of a recipe need; a model is loaded only when one of them scores with it."""
-    assert recipe.data.curate is not None
-    found = next((entry for entry in recipe.data.curate.filters if isinstance(entry, Dependency)), None)
-    if found is None:
-        return Tools()
-    folder = found.model or recipe.model.folder
-    assert folder is not None, "checked before"
-    gpu = recipe.device != "cpu" and torch.cuda.is_available()
-    decoder = load(folder, device="cuda" if gpu else "cpu").eval()
-    tokenizer = load_tokenizer(folder, vocabulary=decoder.shape.vocabulary)
-
-    def encode(text: str) -> Ids:
-        return np.array(tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int64)
-
-    return Tools(encode=encode, perplexities=functools.partial(perplexities, decoder))
-
-
-@torch.inference_mode()
-def perplexities(decoder: Decoder, asked: Sequence[tuple[Ids, Ids]]) -> list[float]:
-    """The perplexity of each piece after its context; its first token is never counted, so that all compare."""
-    found = [0.0] * len(asked)
-    lengths = [len(context) + len(piece) for context, piece in asked]
-    order = sorted(range(len(asked)), key=lengths.__getitem__)
-    while order:
-        length = lengths[order[0]]
-        same = [index for index in order[: max(1, PASS_TOKENS // length)] if lengths[index] == length]
-        order = order[len(same) :]
-        rows = torch.tensor(np.stack([np.concatenate(asked[index]) for index in same]), device=decoder.device)
-        logits = decoder(rows)[:, :-1]
-        losses = functional.cross_entropy(logits.transpose(1, 2), rows[:, 1:], reduction="none").double()
-        for loss, index in zip(losses, same, strict=True):
-            found[index] = float(loss[len(asked[index][0]) :].mean().exp())
-    return found

@@ -41,15 +41,13 @@ class Dependency(Filter):
 
         def judged(name: str, text: str) -> Verdict:
             pieces, pairs = self.drawn(name, encode(text))
-            if not pairs:
-                return Verdict(text=None, reason="no-dependency", scores={"score": 0.0})
             empty = np.empty(0, dtype=np.int64)
             later = sorted({i for i, _ in pairs})
             asked = [(empty, pieces[i]) for i in later] + [(pieces[j], pieces[i]) for i, j in pairs]
-            found = perplexities(asked)
+            found = perplexities(asked) if asked else []
             alone = dict(zip(later, found, strict=False))
             score = dependency_score(alone, dict(zip(pairs, found[len(later) :], strict=True)), count=len(pieces))
-            score /= len(pairs)  # a mean, so that documents of any length compare
+            score /= max(1, len(pairs))  # a mean, so that documents of any length compare
             if score < self.least_score:
                 return Verdict(text=None, reason="no-dependency", scores={"score": score})
             return Verdict(text=text, scores={"score": score})
