@@ -11,6 +11,7 @@ import pytest
 from curation_toys import COUNTED, curated, pages, texts_of, words
 
 from longspan.config import kind_class, kinds
+from longspan.data.filters import _words as words_module
 from longspan.data.filters import language as language_module
 from longspan.data.filters._words import runs
 from longspan.data.filters._words import words as hashed
@@ -287,6 +288,20 @@ def test_other_evaluation_texts_are_read_from_files(tmp_path: Path) -> None:
     kept, counts = curated(tmp_path / "c", {"a.txt": exam, "b.txt": words(100, seed=24)}, settings, held_out=[])
     assert set(kept) == {"b.txt"}
     assert counts["dropped"]["contamination"]["evaluation-text"]["first"] == ["a.txt"]
+
+
+def test_words_are_those_of_one_call_however_long_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "Caf\u00e9, word_2 and 3 -- \u4f60\u597d\u4e16\u754c\n " * 20
+    expected = [(m.lower(), text.lower().find(m.lower())) for m in ["Caf\u00e9", "word_2"]]
+    hashes, places = hashed(text)
+    assert [(text[a:b].lower(), a) for a, b in places[:2].tolist()] == expected
+    for size in (1, 2, 7, 50):
+        monkeypatch.setattr(words_module, "STRETCH_CHARACTERS", size)
+        again, places_again = hashed(text)
+        assert np.array_equal(again, hashes)
+        assert np.array_equal(places_again, places)
+        assert np.array_equal(words_module.word_hashes(text), hashes)
+    assert len(hashed("")[0]) == 0
 
 
 def test_runs_of_words_differ_by_order_and_length() -> None:

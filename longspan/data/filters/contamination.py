@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from longspan.data.filters._words import covered, runs, words
+from longspan.data.filters._words import covered, runs, word_hashes, words
 from longspan.data.filters.base import Filter, Hashes, Judge, Tools, Verdict
 
 SEAM = "\n\n"
@@ -30,7 +30,7 @@ class Contamination(Filter):
 
     def protected(self, texts: Iterable[str]) -> Hashes:
         """The sorted hashes of all runs of words of the evaluation texts, for `Tools.protected`."""
-        found = [runs(words(text)[0], self.run_words) for text in texts]
+        found = [runs(word_hashes(text), self.run_words) for text in texts]
         return np.unique(np.concatenate([np.empty(0, dtype=np.uint64), *found]))
 
     def judge(self, tools: Tools) -> Judge:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from longspan.data.filters._words import MULTIPLIER, mixed, runs, words
+from longspan.data.filters._words import MULTIPLIER, mixed, runs, word_hashes
 from longspan.data.filters.base import CorpusFilter, Hashes, Sketched
 
 RUN_WORDS = 5
@@ -30,8 +30,7 @@ class Minhash(CorpusFilter):
 
     def sketch(self, text: str) -> Hashes:
         """A row for each chunk: its number of words, then 14 numbers of which two alike chunks share one or more."""
-        hashes, _ = words(text)
-        found = runs(hashes, RUN_WORDS)
+        found = runs(word_hashes(text), RUN_WORDS)
         rows = [
             np.concatenate([np.array([stop - start], dtype=np.uint64), _bands(found[start:stop])])
             for start, stop in _chunks(found)
@@ -86,8 +85,9 @@ FACTORS, OFFSETS = _factors()
 def _bands(found: Hashes) -> Hashes:
     """Fourteen numbers of a chunk: each stands for eight minima."""
     distinct = np.unique(found)
-    minima = np.empty(BANDS * ROWS, dtype=np.uint64)
-    for first in range(0, BANDS * ROWS, ROWS):  # a band at a time keeps the table small
-        table: NDArray[np.uint64] = distinct[:, None] * FACTORS[first : first + ROWS] + OFFSETS[first : first + ROWS]
-        minima[first : first + ROWS] = (table >> np.uint64(16)).min(axis=0)
-    return np.array([runs(minima[band * ROWS : (band + 1) * ROWS], ROWS)[0] for band in range(BANDS)], dtype=np.uint64)
+    table: NDArray[np.uint64] = distinct[:, None] * FACTORS + OFFSETS
+    minima = (table >> np.uint64(16)).min(axis=0).reshape(BANDS, ROWS)
+    total = np.zeros(BANDS, dtype=np.uint64)
+    for row in range(ROWS):
+        total = mixed(total * MULTIPLIER + minima[:, row])
+    return total
