@@ -16,7 +16,6 @@ from longspan.data.curricula._lengths import Lengths
 from longspan.data.curricula.base import Slots, StageText
 from longspan.data.rows import Row, digest
 from longspan.utils.errors import DataError
-from longspan.utils.values import canonical_sha256
 
 Group = Literal["near", "far", "first", "last", "middle", "across"]
 
@@ -24,7 +23,8 @@ Group = Literal["near", "far", "first", "last", "middle", "across"]
 class CanarySettings(Settings):
     """Which pairs of a key and a value are planted in a stage, each of `tokens` random tokens.
 
-    Of every group in `groups` there is a pair for each number in `repeats`: so often it is planted, in as many slots.
+    Of every group in `groups` there are `pairs` for each number in `repeats`: so often each is planted, in as many
+    slots.
     In one document are the pairs `near` (the value right after the key), `far` (one for each of `distances`, in tokens
     from key to value), `first` and `last` in their row, and `middle` (the value begins in the middle of the row, where
     ranks that share a row meet). `across` has its key at the end of a document and its value at the beginning of the
@@ -34,6 +34,7 @@ class CanarySettings(Settings):
     groups: Annotated[tuple[Group, ...], Field(min_length=1)] = ("near", "far", "first", "last", "middle", "across")
     repeats: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (1, 3, 10)
     distances: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (256,)
+    pairs: int = Field(default=4, ge=1)
     tokens: int = Field(default=6, ge=2, le=64)
 
 
@@ -62,7 +63,8 @@ def planned(settings: CanarySettings, slots: Slots, text: StageText, *, vocabula
     rng.shuffle(free)
     found: list[Insertion] = []
     kinds = [(g, d) for g in settings.groups for d in (settings.distances if g == "far" else (settings.tokens,))]
-    for number, ((group, distance), repeats) in enumerate(itertools.product(kinds, settings.repeats)):
+    wanted = itertools.product(kinds, settings.repeats, range(settings.pairs))
+    for number, ((group, distance), repeats, _) in enumerate(wanted):
         pair = _ids(rng, 2 * settings.tokens, vocabulary=vocabulary, separator=text.store.separator)
         key, value = pair[: settings.tokens], pair[settings.tokens :]
         for _ in range(repeats):
@@ -140,8 +142,8 @@ class WithCanaries:
     """The slots of a stage with the pairs of a map in their places, in place of the text that stood there."""
 
     def __init__(self, slots: Slots, insertions: Iterable[Insertion]) -> None:
-        self._slots = slots
-        self._by_slot = {entry.slot: entry for entry in insertions}
+        self._slots, self.insertions = slots, tuple(insertions)
+        self._by_slot = {entry.slot: entry for entry in self.insertions}
 
     def slot(self, number: int) -> list[Row]:
         """The rows of the slot; those that the map names are changed."""
@@ -202,6 +204,7 @@ def _starts(tokens: NDArray[np.int64], wanted: Sequence[int]) -> Iterator[int]:
     yield from at.tolist()
 
 
-def map_sha256(insertions: Sequence[Insertion]) -> str:
-    """One hash for a whole map."""
-    return canonical_sha256([entry.model_dump(mode="json") for entry in insertions])
+def foils(entry: Insertion, count: int, *, vocabulary: int) -> list[tuple[int, ...]]:
+    """Keys after which this value was never planted, to compare with; the same for every model."""
+    rng = random.Random(digest((entry.id, *entry.key)))
+    return [tuple(rng.randrange(vocabulary) for _ in entry.key) for _ in range(count)]

@@ -1,16 +1,19 @@
 """What preparing the data came to, in words for people and numbers for scripts."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
 from longspan.data.build import Stores
+from longspan.data.canaries import CanarySettings, Insertion, WithCanaries, planned
 from longspan.data.curate import MANIFEST
 from longspan.data.curricula.base import Slots, StageText
 from longspan.data.tokenize import plain_encode
 from longspan.pipeline.job import Job
 from longspan.pipeline.recipe import Recipe
 from longspan.utils.errors import DataError
-from longspan.utils.files import read_json
+from longspan.utils.files import read_json, write_atomic
+from longspan.utils.values import canonical_sha256
 
 HARMLESS = ("hidden", "link-inside")  # set aside by rule, without anything amiss
 
@@ -35,23 +38,54 @@ def short_documents(recipe: Recipe, stores: Stores) -> list[str]:
 
 
 def stage_slots(job: Job) -> list[Slots]:
-    """The rows of every stage, in the order of its curriculum."""
-    store, encode, plans = job.stores().train, plain_encode(job.tokenizer()), job.plans
-    return [
-        stage.curriculum.slots(
-            StageText(
-                store=store,
-                length=stage.length,
-                mix=stage.mix,
-                steps=plan.steps,
-                slots_per_step=plan.rows_per_step,
-                seed=job.recipe.seed,
-                stage=plan.index,
-                encode=encode,
-            )
+    """The rows of every stage, in the order of its curriculum, with its canaries planted."""
+    store, encode = job.stores().train, plain_encode(job.tokenizer())
+    found: list[Slots] = []
+    for stage, plan in zip(job.recipe.stages, job.plans, strict=True):
+        text = StageText(
+            store=store,
+            length=stage.length,
+            mix=stage.mix,
+            steps=plan.steps,
+            slots_per_step=plan.rows_per_step,
+            seed=job.recipe.seed,
+            stage=plan.index,
+            encode=encode,
         )
-        for stage, plan in zip(job.recipe.stages, plans, strict=True)
-    ]
+        slots = stage.curriculum.slots(text)
+        if stage.canaries is not None:
+            slots = WithCanaries(slots, _insertions(job, stage.canaries, slots, text))
+        found.append(slots)
+    return found
+
+
+def _insertions(job: Job, settings: CanarySettings, slots: Slots, text: StageText) -> tuple[Insertion, ...]:
+    """The insertion map of a stage, made once and kept in the run folder, a line an insertion."""
+    path = job.folder.insertions(text.stage)
+    question = canonical_sha256(
+        [
+            settings.model_dump(mode="json"),
+            job.recipe.shaping["stages"][text.stage],
+            job.recipe.seed,
+            text.store.manifest.sha256,
+        ]
+    )
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    if lines and json.loads(lines[0]) == {"question": question}:
+        return tuple(Insertion.model_validate_json(line) for line in lines[1:])
+    found = planned(settings, slots, text, vocabulary=job.start[0].vocabulary)
+    write_atomic(
+        path,
+        "".join(
+            f"{line}\n" for line in [json.dumps({"question": question}), *(entry.model_dump_json() for entry in found)]
+        ).encode(),
+    )
+    return found
+
+
+def insertions(job: Job) -> dict[int, tuple[Insertion, ...]]:
+    """The insertion maps of the stages that have canaries, by stage."""
+    return {index: slots.insertions for index, slots in enumerate(stage_slots(job)) if isinstance(slots, WithCanaries)}
 
 
 def told(job: Job) -> list[str]:
@@ -75,6 +109,17 @@ def told(job: Job) -> list[str]:
                 names = _named(entry["first"], entry["documents"])
                 lines.append(f"{kind} {what} {entry['documents']:,}, {reason} ({entry['bytes']:,} bytes): {names}")
     return lines
+
+
+def canary_lines(job: Job) -> list[str]:
+    """What the trained model knows of the planted pairs, a line for each group and number of repeats."""
+    if not job.folder.canaries.exists():
+        return []
+    return [
+        f"canaries of stage {entry['stage']}, {entry['group']}, planted {entry['repeats']} times: the value is "
+        f"likelier after its key than after foils by {entry['advantage_nats']:.2f} nats (pairs: {entry['pairs']})"
+        for entry in read_json(job.folder.canaries, error=DataError, code="data.canaries")
+    ]
 
 
 def _named(first: Sequence[str], count: int) -> str:

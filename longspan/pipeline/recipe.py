@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from longspan.config import Settings, any_kind
+from longspan.data.canaries import CanarySettings
 from longspan.data.curricula.stages import Stages
 from longspan.data.settings import DataSettings, Mix, MixPart
 from longspan.engine.settings import EngineSettings
@@ -95,7 +96,7 @@ class Stage(Settings):
     """One stretch of training at one length. `tokens` is rounded down to whole steps of `batch_tokens`.
 
     `rope` is the position method with which the model is trained at this `length`; `mix` says what the rows hold,
-    `curriculum` which lengths they have when.
+    `curriculum` which lengths they have when; `canaries` are pairs planted in them to prove what the model saw.
     """
 
     length: Annotated[int, Field(ge=2)]
@@ -105,6 +106,7 @@ class Stage(Settings):
     rope: RopeChoice
     mix: Mix = (MixPart(share=1.0),)
     curriculum: CurriculumChoice = Stages()
+    canaries: CanarySettings | None = None
 
     @property
     def rows_per_step(self) -> int:
@@ -129,6 +131,8 @@ class Stage(Settings):
             if part.length is not None and self.length % part.length:
                 raise ValueError(f"documents of {part.length} tokens do not fill rows of {self.length} in the mix")
         self.curriculum.check(length=self.length, mix=self.mix)
+        if self.canaries is not None and any(part.probe is not None for part in self.mix):
+            raise ValueError("canaries take no probes in the mix: they would be written over a probe's lines")
         return self
 
 

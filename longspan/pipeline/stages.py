@@ -21,13 +21,22 @@ from longspan.model.decoder import Decoder
 from longspan.model.lora import merge_lora
 from longspan.model.peft import save_adapter
 from longspan.model.weights import save
+from longspan.pipeline.canaryscores import canary_scores
 from longspan.pipeline.curation import curate
 from longspan.pipeline.engines import StageEngines, choices
 from longspan.pipeline.figures import summary
 from longspan.pipeline.job import Job
 from longspan.pipeline.memory import memory_errors
 from longspan.pipeline.observer import SILENT, Observer, Stop, never
-from longspan.pipeline.prepared import data_facts, set_aside, short_documents, stage_slots, told
+from longspan.pipeline.prepared import (
+    canary_lines,
+    data_facts,
+    insertions,
+    set_aside,
+    short_documents,
+    stage_slots,
+    told,
+)
 from longspan.pipeline.proof import SAMPLE_TOKENS, can_prove, logit_differences, round_weights
 from longspan.pipeline.recipe import Recipe
 from longspan.pipeline.rundir import versions
@@ -54,6 +63,7 @@ def run(recipe: Recipe, *, observer: Observer = SILENT, stop: Stop = never) -> d
             _evaluate(job, "before")
         _train(job)
         _evaluate(job, "after")
+        _canaries(job)
         _export(job)
         return _report(job)
 
@@ -257,6 +267,19 @@ def _tracking(job: Job) -> Tracking | None:
     return Tracking(recipe.tracking, folder, name=name, recipe=recipe.plain(), warn=job.observer.warn)
 
 
+def _canaries(job: Job) -> None:
+    """What the trained model knows of the planted pairs; nothing without them."""
+    if all(stage.canaries is None for stage in job.recipe.stages):
+        return
+
+    def work() -> None:
+        decoder, _ = job.trained()
+        filler = _sample(job).tolist()
+        write_json(job.folder.canaries, canary_scores(decoder.eval(), insertions(job), filler))
+
+    _once(job, "canaries", job.train_inputs, work, job.folder.canaries)
+
+
 def _export(job: Job) -> None:
     """The Hugging Face folder, and that of the adapters, written beside their places, proven, then moved there."""
     base, written = job.recipe.model.folder, [job.folder.export]
@@ -311,7 +334,7 @@ def _report(job: Job) -> dict[str, Any]:
     folder, (shape, frequencies) = job.folder, job.start
     parts = (folder.metrics, folder.evaluation("before"), folder.evaluation("after"), folder.proof)
     proof = read_json(folder.proof) if folder.proof.exists() else {}
-    notes = (*told(job), *set_aside(job.stores())) if folder.tokens.exists() else ()
+    notes = (*told(job), *set_aside(job.stores()), *canary_lines(job)) if folder.tokens.exists() else ()
 
     def work() -> None:
         before, after = _evaluation(job, "before"), _evaluation(job, "after")
