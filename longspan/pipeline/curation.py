@@ -64,16 +64,23 @@ def _pass(job: Job, curation: Curation, number: int) -> None:
         logs.mkdir(exist_ok=True)
         (logs / STOP).unlink(missing_ok=True)
     command = (sys.executable, "-m", "longspan", "part", str(job.folder.recipe), str(number))
-    tasks = Tasks(numbers=missing, command=command, folder=logs)
-    _watched(job, functools.partial(executor.run, tasks), stop_file=logs / STOP, tell=tell)
-    left = curation.missing(number)
-    if left and not job.stop():
-        raise DataError(
-            "curate.part-failed",
-            f"{len(left)} parts of the curation came to no end, the first is {left[0]}",
-            where=str(logs),
-            fix="read the log, mend the cause, and run the same command again: parts that are done stay done",
-        )
+    for again in (False, True):  # a worker may be killed for memory; what failed alone may do with all of it
+        tasks = Tasks(numbers=curation.missing(number), command=command, folder=logs)
+        try:
+            _watched(job, functools.partial(executor.run, tasks), stop_file=logs / STOP, tell=tell)
+        except DataError as error:
+            if again:
+                raise
+            job.observer.warn(f"{error.what}; the parts that are missing are tried once more")
+        left = curation.missing(number)
+        if not left:
+            return
+    raise DataError(
+        "curate.part-failed",
+        f"{len(left)} parts of the curation came to no end, the first is {left[0]}",
+        where=str(logs),
+        fix="read the log, mend the cause, and run the same command again: parts that are done stay done",
+    )
 
 
 def _watched(job: Job, run: Callable[[], None], *, stop_file: Path, tell: Callable[[], None]) -> None:

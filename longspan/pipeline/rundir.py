@@ -39,6 +39,7 @@ class RunFolder:
     insertions-0.jsonl     where the canaries of this stage are planted, a line each
     canaries.json          what the trained model knows of each of them
     tokens/                train/ and held_out/, the texts as token files; tokens.old-1/ when the texts changed
+    data.json              what was prepared: documents, tokens, lengths and repeats of every stage, drops by reason
     identity.json          what the checkpoints were made from: recipe, model, tokens
     engine.json            how the engine runs each stage: chosen once
     anchors/               what the backward pass needs, while a stage runs whose anchors go to disk
@@ -64,6 +65,7 @@ class RunFolder:
         self.tokenizer_config = path / "tokenizer_config.json"
         self.curated = path / "curated"
         self.canaries = path / "canaries.json"
+        self.data = path / "data.json"
         self.tokens = path / "tokens"
         self.identity = path / "identity.json"
         self.engine = path / "engine.json"

@@ -32,6 +32,7 @@ from longspan.pipeline.prepared import (
     canary_lines,
     data_facts,
     insertions,
+    length_lines,
     set_aside,
     short_documents,
     stage_slots,
@@ -89,7 +90,9 @@ def data(recipe: Recipe, *, observer: Observer = SILENT, stop: Stop = never) -> 
     """Prepare the data alone: filter, tokenize, try every stage; the counts come back. Raises as `run` does."""
     with Job.opened(recipe, observer=observer, stop=stop) as job:
         _prepare(job)
-        return {"run": str(job.folder.path), **data_facts(job)}
+        for line in length_lines(job):
+            observer.tell(line)
+        return {"run": str(job.folder.path), **read_json(job.folder.data)}
 
 
 def evaluate(recipe: Recipe, when: str, *, observer: Observer = SILENT, stop: Stop = never) -> dict[str, Any]:
@@ -170,11 +173,12 @@ def _prepare(job: Job) -> None:
                     error.where = f"recipe: stages.{index}.{error.where}"
                 raise
         check(job.recipe.eval.tasks, _material(job))
+        write_json(job.folder.data, data_facts(job))
 
     fetch_sources(job.recipe.data.sources)
     if job.recipe.data.curate is not None:
         _once(job, "curate", job.curate_inputs, lambda: curate(job), job.folder.curated / "manifest.json")
-    _once(job, "prepare", job.prepare_inputs, work, job.folder.tokens, job.folder.tokenizer)
+    _once(job, "prepare", job.prepare_inputs, work, job.folder.tokens, job.folder.tokenizer, job.folder.data)
     job.require_same()
 
 
@@ -334,7 +338,9 @@ def _report(job: Job) -> dict[str, Any]:
     folder, (shape, frequencies) = job.folder, job.start
     parts = (folder.metrics, folder.evaluation("before"), folder.evaluation("after"), folder.proof)
     proof = read_json(folder.proof) if folder.proof.exists() else {}
-    notes = (*told(job), *set_aside(job.stores()), *canary_lines(job)) if folder.tokens.exists() else ()
+    notes = (
+        (*told(job), *set_aside(job.stores()), *length_lines(job), *canary_lines(job)) if folder.data.exists() else ()
+    )
 
     def work() -> None:
         before, after = _evaluation(job, "before"), _evaluation(job, "after")

@@ -95,6 +95,7 @@ def test_the_whole_job_trains_on_what_is_kept(job: Path) -> None:
     assert all(line["targets"] == 128 for line in metrics if line["stage"] == 0)
     page = (job.parent / "run" / "report.html").read_text()
     assert "near-duplicate" in page
+    assert "attention costs" in page
     assert "curate" in summary["phases"]
 
 

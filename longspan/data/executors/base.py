@@ -1,6 +1,7 @@
 """What every executor is, and the one step that datatrove carries out for it: running the command of a part."""
 
 import importlib
+import signal
 import subprocess
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -56,7 +57,8 @@ class PartStep:
                 [*self.command, str(self.numbers[rank])], stdout=file, stderr=subprocess.STDOUT, check=False
             )
         if done.returncode:
-            raise RuntimeError(f"exit status {done.returncode}: see {log}")
+            killed = ", killed, perhaps for memory: take fewer workers" if done.returncode == -signal.SIGKILL else ""
+            raise RuntimeError(f"exit status {done.returncode}{killed}; see {log}")
 
 
 def datatrove(kind: str, module: str) -> Any:
