@@ -111,14 +111,21 @@ def told(job: Job) -> list[str]:
     return lines
 
 
+def notes_on_data(job: Job) -> tuple[str, ...]:
+    """All that a report says of the data."""
+    if not job.folder.data.exists():
+        return ()
+    return (*told(job), *set_aside(job.stores()), *length_lines(job), *canary_lines(job))
+
+
 def length_lines(job: Job) -> list[str]:
     """How long the documents in the rows of each stage are, and how often its parts go through theirs, a line each."""
     if not job.folder.data.exists():
         return []
     found = read_json(job.folder.data, error=DataError, code="data.facts")
     return [
-        f"stage {number}, rows of {stage['length']:,} tokens: documents in them have {stage['mean_length_tokens']:,} in "
-        f"the mean, tokens {stage['mean_context_tokens']:,} before them, attention costs "
+        f"stage {number}, rows of {stage['length']:,} tokens: documents in them have {stage['mean_length_tokens']:,} "
+        f"in the mean, tokens {stage['mean_context_tokens']:,} before them, attention costs "
         f"{stage['attention_share']:.1%} of that of whole rows; times through the documents: "
         + ", ".join(f"{times:g}" for times in stage["repeats"])
         for number, stage in enumerate(found["stages"])

@@ -29,14 +29,13 @@ from longspan.pipeline.job import Job
 from longspan.pipeline.memory import memory_errors
 from longspan.pipeline.observer import SILENT, Observer, Stop, never
 from longspan.pipeline.prepared import (
-    canary_lines,
     data_facts,
     insertions,
     length_lines,
+    notes_on_data,
     set_aside,
     short_documents,
     stage_slots,
-    told,
 )
 from longspan.pipeline.proof import SAMPLE_TOKENS, can_prove, logit_differences, round_weights
 from longspan.pipeline.recipe import Recipe
@@ -338,9 +337,7 @@ def _report(job: Job) -> dict[str, Any]:
     folder, (shape, frequencies) = job.folder, job.start
     parts = (folder.metrics, folder.evaluation("before"), folder.evaluation("after"), folder.proof)
     proof = read_json(folder.proof) if folder.proof.exists() else {}
-    notes = (
-        (*told(job), *set_aside(job.stores()), *length_lines(job), *canary_lines(job)) if folder.data.exists() else ()
-    )
+    notes = notes_on_data(job)
 
     def work() -> None:
         before, after = _evaluation(job, "before"), _evaluation(job, "after")
