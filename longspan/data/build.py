@@ -1,6 +1,8 @@
 """Builds the two token stores of a job, training and held-out, whole or not at all."""
 
+import functools
 import hashlib
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -12,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from longspan.data.chat import ChatFormat
 from longspan.data.settings import DataSettings
 from longspan.data.sources import Document, Quarantine, Rejected, read_documents
 from longspan.data.store import Origin, StoreWriter, TokenStore
@@ -88,6 +91,7 @@ def build_stores(
     tokenizer: Tokenizer,
     vocabulary: int,
     separator: int,
+    chat: ChatFormat | None = None,
     progress: Progress | None = None,
 ) -> Stores:
     """Tokenize all sources into `folder`/train and `folder`/held_out, or open them when they are there already.
@@ -95,13 +99,13 @@ def build_stores(
     A finished pair is used again when its fingerprint (texts, ids, split, tokenizer, what was set aside) is still
     right. Otherwise a new pair is built beside it and the old one is kept under another name. A build that was
     killed leaves nothing that opens, and goes on after its last whole shards. `vocabulary` is the model's, above
-    every id of the tokenizer; `separator` ends each document. `progress` hears of every document, in the first
-    reading with nothing done yet, and of the stretches of a long one.
+    every id of the tokenizer; `separator` ends each document; `chat` writes conversations, where there are any.
+    `progress` hears of every document, in the first reading with nothing done yet, and of the stretches of a long one.
     Raises `DataError` for sources, tokenizers and stores that cannot be used, before long work.
     """
     tokenizer = for_documents(tokenizer)
     survey = _survey(settings, tokenizer, progress=progress)
-    origin = _origin(survey, tokenizer, vocabulary=vocabulary, separator=separator)
+    origin = _origin(survey, tokenizer, vocabulary=vocabulary, separator=separator, chat=chat)
     if folder.exists():
         stores = Stores.open(folder)
         if {stores.train.fingerprint, stores.held_out.fingerprint} == {origin.fingerprint}:
@@ -109,7 +113,8 @@ def build_stores(
     building = folder.with_name(f".{folder.name}.building")
     try:
         _begin(building, origin)
-        _write(building, settings, tokenizer=tokenizer, origin=origin, survey=survey, progress=progress)
+        encode = functools.partial(_encoded, tokenizer=tokenizer, chat=chat)
+        _write(building, settings, tokenizer=tokenizer, encode=encode, origin=origin, survey=survey, progress=progress)
     except BaseException:
         if not any(building.glob("*/shard-*.json")):  # else the next build goes on from there
             shutil.rmtree(building, ignore_errors=True)
@@ -136,8 +141,12 @@ def _begin(building: Path, origin: Origin) -> None:
     write_json(mark, {"fingerprint": origin.fingerprint})
 
 
-def _origin(survey: _Survey, tokenizer: Tokenizer, *, vocabulary: int, separator: int) -> Origin:
+def _origin(
+    survey: _Survey, tokenizer: Tokenizer, *, vocabulary: int, separator: int, chat: ChatFormat | None
+) -> Origin:
     tokenizer_sha256 = hashlib.sha256(tokenizer.to_str().encode()).hexdigest()
+    if chat is not None:  # its template decides tokens, too
+        tokenizer_sha256 = hashlib.sha256(f"{tokenizer_sha256} {chat.sha256}".encode()).hexdigest()
     set_aside = survey.quarantine.record()
     decides = {
         "format": 2,  # raise it when the same texts are to give other tokens
@@ -188,7 +197,8 @@ def _usable(settings: DataSettings, tokenizer: Tokenizer, quarantine: Quarantine
     cap_bytes = settings.max_document_bytes
     for document in read_documents(settings.sources, max_document_bytes=cap_bytes, quarantine=quarantine):
         try:
-            cut_points(document.text, rule, piece_characters=PIECE_CHARACTERS)
+            if not document.chat:
+                cut_points(document.text, rule, piece_characters=PIECE_CHARACTERS)
         except UncuttableText:
             quarantine.add(Rejected(document.id, "no-cut-point"))
         else:
@@ -200,6 +210,7 @@ def _write(
     settings: DataSettings,
     *,
     tokenizer: Tokenizer,
+    encode: Callable[[Document], Iterator[NDArray[np.uint32]]],
     origin: Origin,
     survey: _Survey,
     progress: Progress | None,
@@ -213,7 +224,7 @@ def _write(
             if left[held_out]:
                 left[held_out] -= 1
             else:
-                pieces = _heard(encode_pieces(document.text, tokenizer), progress, before, survey.total_bytes)
+                pieces = _heard(encode(document), progress, before, survey.total_bytes)
                 (held if held_out else train).add(document.id, pieces)
             if progress:
                 progress(again.total_bytes, survey.total_bytes)
@@ -226,6 +237,13 @@ def _write(
             )
         train.finish()
         held.finish()
+
+
+def _encoded(document: Document, *, tokenizer: Tokenizer, chat: ChatFormat | None) -> Iterator[NDArray[np.uint32]]:
+    if not document.chat:
+        return encode_pieces(document.text, tokenizer)
+    assert chat is not None, "a job with sources of chats has their format"
+    return iter([chat.encode(json.loads(document.text))])
 
 
 def _heard(

@@ -3,10 +3,11 @@
 import hashlib
 import itertools
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -17,6 +18,8 @@ from longspan.data.shares import Shares
 from longspan.data.store import TokenStore
 from longspan.probes import Encode, Probe, training_row
 from longspan.utils.errors import DataError, LongspanError
+
+Answers = Callable[[NDArray[Any]], NDArray[np.bool_]]  # which ids of a conversation are answers
 
 ITEMS = 8  # lines planted in a probe's text, at most, when a recipe does not say how many
 
@@ -55,16 +58,28 @@ class StageRows:
     """
 
     def __init__(
-        self, store: TokenStore, *, length: int, mix: Sequence[MixPart], seed: int, stage: int, encode: Encode
+        self,
+        store: TokenStore,
+        *,
+        length: int,
+        mix: Sequence[MixPart],
+        seed: int,
+        stage: int,
+        encode: Encode,
+        answers: Answers | None = None,
     ) -> None:
         self._length, self._seed, self._stage = length, seed, stage
         self._shares = Shares([part.share for part in mix])
-        self._parts = [
-            _TextPart(store, part=part, length=part.length or length, key=(seed, stage, index))
-            if part.probe is None
-            else _ProbePart(store, part.probe, part=part, length=part.length or length, encode=encode)
-            for index, part in enumerate(mix)
-        ]
+        self._parts: list[_TextPart | _ProbePart | _ChatPart] = []
+        for index, part in enumerate(mix):
+            own, key = part.length or length, (seed, stage, index)
+            if part.probe is not None:
+                self._parts.append(_ProbePart(store, part.probe, part=part, length=own, encode=encode))
+            elif part.answers:
+                assert answers is not None, "a job with conversations knows their answers"
+                self._parts.append(_ChatPart(store, part=part, length=own, key=key, answers=answers))
+            else:
+                self._parts.append(_TextPart(store, part=part, length=own, key=key))
         assert all(length % part.length == 0 for part in self._parts), "a recipe's stage checks that parts fill rows"
 
     def row(self, sample: int) -> Row:
@@ -73,10 +88,10 @@ class StageRows:
         return self._row(self._parts[part], sample, index)
 
     def repeats(self, samples: int) -> list[float]:
-        """How often each text part goes through its documents in the first `samples` rows; 0 for probes."""
+        """How often each part goes through its documents in the first `samples` rows; 0 for probes."""
         parts = zip(self._parts, self._shares.shares, strict=True)
         return [
-            samples * float(share) * self._length / part.tokens if isinstance(part, _TextPart) else 0.0
+            0.0 if isinstance(part, _ProbePart) else samples * float(share) * self._length / part.tokens
             for part, share in parts
         ]
 
@@ -92,10 +107,10 @@ class StageRows:
                 error.where = error.where or f"mix.{number}"
                 raise
 
-    def _row(self, source: "_TextPart | _ProbePart", sample: int, index: int) -> Row:
+    def _row(self, source: "_TextPart | _ProbePart | _ChatPart", sample: int, index: int) -> Row:
         """The row of a part that has this number in the stage, and `index` among the rows of the part."""
         packed = self._length // source.length
-        if isinstance(source, _TextPart):
+        if not isinstance(source, _ProbePart):
             windows = [source.window(index * packed + slot) for slot in range(packed)]
         else:
             windows = [source.window(_random((self._seed, self._stage, sample, slot))) for slot in range(packed)]
@@ -178,6 +193,70 @@ class _TextPart:
         if stop - start < self.length:
             span_lengths.append(self.length - (stop - start))
         return _Window(tokens, targets, weights, span_lengths)
+
+
+class _ChatPart:
+    """Windows of whole conversations, of which only the answers are learnt.
+
+    Conversations in random order fill a window until the next one does not fit, which opens a new one; separators of
+    weight 0 fill what is left. A stage keeps its windows; each epoch visits them in an order of its own.
+    """
+
+    def __init__(
+        self, store: TokenStore, *, part: MixPart, length: int, key: tuple[int, ...], answers: Answers
+    ) -> None:
+        documents = chosen_documents(store, part)
+        long = documents[store.lengths[documents] > length]
+        if len(long) or not len(documents):
+            first = f", such as {store.documents[int(long[0])]}" if len(long) else ""
+            raise DataError(
+                "data.chat-long" if len(long) else "data.text-short",
+                f"{len(long):,} conversations are longer than {length:,} tokens{first}; none is ever cut"
+                if len(long)
+                else "there are no conversations",
+                where=str(store.folder),
+                fix=f"set most_tokens = {length - 1} in this part of the mix, or a greater length",
+            )
+        self.length, self._store, self._key, self._answers = length, store, key, answers
+        order = documents[np.random.Generator(np.random.PCG64(digest((*key, -1)))).permutation(len(documents))]
+        self._bins = _packed(order, store.lengths, length)
+        self.tokens = len(self._bins) * length
+        self._epoch = lru_cache(maxsize=2)(self._order)
+
+    def _order(self, epoch: int) -> NDArray[np.int64]:
+        return np.random.Generator(np.random.PCG64(digest((*self._key, epoch)))).permutation(len(self._bins))
+
+    def window(self, number: int) -> _Window:
+        epoch, visit = divmod(number, len(self._bins))
+        tokens = np.full(self.length, self._store.separator, dtype=np.int64)
+        targets = tokens.copy()
+        weights = np.zeros(self.length, dtype=np.float32)
+        span_lengths: list[int] = []
+        at = 0
+        for document in self._bins[int(self._epoch(epoch)[visit])]:
+            ids = self._store.read(document, 0, int(self._store.lengths[document]))
+            stop = at + len(ids)
+            tokens[at:stop] = ids
+            targets[at : stop - 1] = ids[1:]
+            weights[at : stop - 1] = self._answers(ids)[1:]  # a target is learnt where it is part of an answer
+            span_lengths.append(len(ids))
+            at = stop
+        if at < self.length:
+            span_lengths.append(self.length - at)
+        return _Window(tokens, targets, weights, span_lengths)
+
+
+def _packed(order: NDArray[np.int64], lengths: NDArray[np.int64], length: int) -> list[list[int]]:
+    bins: list[list[int]] = []
+    room = 0
+    for document in order.tolist():
+        tokens = int(lengths[document])
+        if tokens > room:
+            bins.append([])
+            room = length
+        bins[-1].append(document)
+        room -= tokens
+    return bins
 
 
 class _ProbePart:

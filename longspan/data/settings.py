@@ -28,8 +28,9 @@ class SourceSettings(Settings):
     `text_field` names the field of jsonl and parquet rows that holds the text; text files have no fields. `name` goes
     before the ids of the documents, so that globs can tell sources apart. `documents` says what one document is: each
     of the "files" (or rows); each folder directly below, as one of the "repositories", its text files in the order of
-    names, each after the line `header` with its path in place of {path}; or each folder's own files, in order, as one
-    of the "sets", such as the chapters of a book.
+    names, each after the line `header` with its path in place of {path}; each folder's own files, in order, as one
+    of the "sets", such as the chapters of a book; or the field `messages` of jsonl and parquet rows as one of the
+    "chats": a list of messages, each with `role` and `content`.
 
     `hub` is a data set on the Hugging Face hub as `owner/name@commit`: its `files` (globs) are loaded into `path` once.
     """
@@ -37,7 +38,7 @@ class SourceSettings(Settings):
     path: Path
     text_field: str = "text"
     name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    documents: Literal["files", "repositories", "sets"] = "files"
+    documents: Literal["files", "repositories", "sets", "chats"] = "files"
     header: str = "// FILE {path}"
     hub: str | None = Field(default=None, pattern=r"^[\w.-]+/[\w.-]+@[0-9a-f]{40}$")
     files: tuple[str, ...] = ("*.parquet", "*.jsonl")
@@ -69,6 +70,12 @@ class DataSettings(Settings):
     max_document_bytes: int = Field(default=2**30, ge=1)
     curate: CurateSettings | None = None
 
+    @model_validator(mode="after")
+    def _filters_read_text(self) -> Self:
+        if self.curate is not None and any(source.documents == "chats" for source in self.sources):
+            raise ValueError("filters read text and no conversations: give chats a recipe without data.curate")
+        return self
+
 
 class MixPart(Settings):
     """A share of a stage's rows, by tokens: plain text, or a probe planted in text.
@@ -78,6 +85,9 @@ class MixPart(Settings):
     `length` tokens, shorter than the stage's and a whole fraction of it, are packed into the row; None means the
     stage's length. The text comes from the documents whose ids match a glob of `documents` (all when empty) and that
     have `least_tokens` to `most_tokens`.
+
+    With `answers` the documents are conversations: whole ones are packed into the rows, none is cut, and only the
+    tokens of answers are learnt.
     """
 
     share: float = Field(gt=0.0, le=1.0)
@@ -88,11 +98,14 @@ class MixPart(Settings):
     documents: tuple[str, ...] = ()
     least_tokens: int = Field(default=0, ge=0)
     most_tokens: int | None = Field(default=None, ge=1)
+    answers: bool = False
 
     @model_validator(mode="after")
     def _every_setting_works(self) -> Self:
         if self.most_tokens is not None and self.most_tokens < self.least_tokens:
             raise ValueError(f"no document has {self.least_tokens} and at most {self.most_tokens} tokens")
+        if self.answers and self.probe is not None:
+            raise ValueError("answers of conversations and a probe are two parts of a mix")
         if self.probe is None:
             idle = [name for name in ("items", "answer_weight") if getattr(self, name) is not None]
             if idle:

@@ -5,7 +5,7 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +13,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from longspan.config import Settings
+from longspan.data.chat import conversation
 from longspan.data.settings import SourceSettings
 from longspan.utils.errors import DataError
 
 JSON_LINES = (".jsonl", ".ndjson")
+MESSAGES = "messages"
+ROWS = ("files", "chats")  # what is read file by file, or row by row
 SHOWN_NAMES = 5
 PARQUET_ROWS = 16  # a batch of rows: documents may be large, so few at a time
 
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """One text with its id. `size_bytes` is its length in UTF-8."""
+    """One text with its id. `size_bytes` is its length in UTF-8; the text of a `chat` is its messages as JSON."""
 
     id: str
     text: str
     size_bytes: int
+    chat: bool = False
 
 
 @dataclass(frozen=True)
@@ -143,7 +147,7 @@ def units(source: SourceSettings) -> list[Unit | Rejected]:
     for item in _files(source.path):
         if isinstance(item, Rejected):
             found.append(Rejected(prefix + item.name, item.reason))
-        elif source.documents == "files":
+        elif source.documents in ROWS:
             found.append(Unit(id=prefix + item[0], names=(item[0],), paths=(item[1],)))
         else:
             groups.setdefault(_group(item[0], source), []).append(item)
@@ -156,15 +160,17 @@ def units(source: SourceSettings) -> list[Unit | Rejected]:
 
 def read_unit(source: SourceSettings, unit: Unit, cap_bytes: int) -> Iterator[Document | Rejected]:
     """The documents of one unit, and what of it cannot be used."""
-    if source.documents != "files":
+    if source.documents not in ROWS:
         yield from _joined(source, unit, cap_bytes)
         return
     path, name, suffix = unit.paths[0], unit.id, unit.paths[0].suffix.lower()
     try:
-        if suffix in JSON_LINES:
-            yield from _jsonl(path, name, field=source.text_field, cap_bytes=cap_bytes)
+        if source.documents == "chats" and suffix not in (*JSON_LINES, ".parquet"):
+            yield Rejected(name, "unknown-format")
+        elif suffix in JSON_LINES:
+            yield from _jsonl(path, name, source=source, cap_bytes=cap_bytes)
         elif suffix == ".parquet":
-            yield from _parquet(path, name, field=source.text_field, cap_bytes=cap_bytes)
+            yield from _parquet(path, name, source=source, cap_bytes=cap_bytes)
         elif suffix == ".json":  # one value, of whatever form: as text its brackets would be trained on
             yield Rejected(name, "unknown-format")
         else:
@@ -267,7 +273,7 @@ def _text_file(path: Path, name: str, cap_bytes: int) -> Document | Rejected:
     return _decoded(name, path.read_bytes(), cap_bytes)
 
 
-def _jsonl(path: Path, name: str, *, field: str, cap_bytes: int) -> Iterator[Document | Rejected]:
+def _jsonl(path: Path, name: str, *, source: SourceSettings, cap_bytes: int) -> Iterator[Document | Rejected]:
     """One document a line; the cap holds for the whole line, so that no line can fill the memory."""
     with path.open("rb") as file:
         number = 0
@@ -279,12 +285,12 @@ def _jsonl(path: Path, name: str, *, field: str, cap_bytes: int) -> Iterator[Doc
                     line = file.readline(2**20)
                 yield Rejected(row_name, "too-large")
             elif not line.isspace():
-                yield _json_row(line, row_name, field=field, cap_bytes=cap_bytes)
+                yield _json_row(line, row_name, source=source, cap_bytes=cap_bytes)
     if number == 0:
         yield Rejected(name, "empty")
 
 
-def _json_row(line: bytes, name: str, *, field: str, cap_bytes: int) -> Document | Rejected:
+def _json_row(line: bytes, name: str, *, source: SourceSettings, cap_bytes: int) -> Document | Rejected:
     try:
         row = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError:
@@ -293,43 +299,58 @@ def _json_row(line: bytes, name: str, *, field: str, cap_bytes: int) -> Document
         return Rejected(name, "bad-json")
     if not isinstance(row, dict):
         return Rejected(name, "bad-json")
-    return _row(row, name, field=field, cap_bytes=cap_bytes)
+    return _row(row, name, source=source, cap_bytes=cap_bytes)
 
 
-def _row(row: dict[str, Any], name: str, *, field: str, cap_bytes: int) -> Document | Rejected:
+def _row(row: dict[str, Any], name: str, *, source: SourceSettings, cap_bytes: int) -> Document | Rejected:
     own = row.get("id")
     if isinstance(own, (str, int)) and own != "":
         name = str(own)
-    value = row.get(field)
+    value = row.get(_field(source))
     if value is None:
         return Rejected(name, "missing-field")
+    if source.documents == "chats":
+        return _chat(name, value, cap_bytes)
     if isinstance(value, bytes):
         return _decoded(name, value, cap_bytes)
     return _checked(name, value, cap_bytes) if isinstance(value, str) else Rejected(name, "not-text")
 
 
-def _parquet(path: Path, name: str, *, field: str, cap_bytes: int) -> Iterator[Document | Rejected]:
+def _field(source: SourceSettings) -> str:
+    """The field of rows that a source reads."""
+    return MESSAGES if source.documents == "chats" else source.text_field
+
+
+def _chat(name: str, value: Any, cap_bytes: int) -> Document | Rejected:
+    messages = conversation(value)
+    if messages is None:
+        return Rejected(name, "bad-chat")
+    item = _checked(name, json.dumps(messages, ensure_ascii=False), cap_bytes)
+    return item if isinstance(item, Rejected) else replace(item, chat=True)
+
+
+def _parquet(path: Path, name: str, *, source: SourceSettings, cap_bytes: int) -> Iterator[Document | Rejected]:
     """One document a row, read a few rows at a time: no column is ever joined, so 32-bit offsets cannot overflow."""
     try:
         with pq.ParquetFile(path) as file:
-            columns = [column for column in ("id", field) if column in file.schema_arrow.names]
-            if field not in columns:
+            columns = [column for column in ("id", _field(source)) if column in file.schema_arrow.names]
+            if _field(source) not in columns:
                 yield Rejected(name, "missing-field")
                 return
             number = 0
             for batch in file.iter_batches(batch_size=PARQUET_ROWS, columns=columns):
                 for index in range(batch.num_rows):
                     number += 1
-                    yield _parquet_row(batch, index, f"{name}#{number}", field=field, cap_bytes=cap_bytes)
+                    yield _parquet_row(batch, index, f"{name}#{number}", source=source, cap_bytes=cap_bytes)
             if number == 0:
                 yield Rejected(name, "empty")
     except pa.ArrowException:
         yield Rejected(name, "damaged-parquet")
 
 
-def _parquet_row(batch: Any, index: int, name: str, *, field: str, cap_bytes: int) -> Document | Rejected:
+def _parquet_row(batch: Any, index: int, name: str, *, source: SourceSettings, cap_bytes: int) -> Document | Rejected:
     try:
         row = {column: batch.column(column)[index].as_py() for column in batch.schema.names}
     except UnicodeDecodeError:
         return Rejected(name, "invalid-utf8")
-    return _row(row, name, field=field, cap_bytes=cap_bytes)
+    return _row(row, name, source=source, cap_bytes=cap_bytes)

@@ -13,6 +13,7 @@ import torch
 from tokenizers import Tokenizer
 
 from longspan.data.build import Stores, is_held_out
+from longspan.data.chat import ChatFormat
 from longspan.data.curate import curated_settings
 from longspan.data.settings import DataSettings
 from longspan.data.sources import Quarantine, read_documents
@@ -287,6 +288,9 @@ class Job:
             beside = file.with_name("tokenizer_config.json")
             if beside.exists():
                 settings = read_plain(beside)
+            template = file.with_name("chat_template.jinja")
+            if template.exists():  # where newer versions of transformers write it
+                settings["chat_template"] = template.read_text(encoding="utf-8")
         else:
             assert new is not None, "a model is new or comes from a folder"
             documents = read_documents(
@@ -303,6 +307,12 @@ class Job:
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of this run."""
         return load_tokenizer(self.folder.tokenizer, vocabulary=self.start[0].vocabulary)
+
+    def chat(self) -> ChatFormat | None:
+        """How conversations are written; None when no source has any. Raises `DataError` without a usable template."""
+        if all(source.documents != "chats" for source in self.recipe.data.sources):
+            return None
+        return ChatFormat(self.tokenizer(), read_plain(self.folder.tokenizer_config))
 
     @property
     def prepare_inputs(self) -> dict[str, Any]:

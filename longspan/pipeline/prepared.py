@@ -39,7 +39,7 @@ def short_documents(recipe: Recipe, stores: Stores) -> list[str]:
 
 def stage_slots(job: Job) -> list[Slots]:
     """The rows of every stage, in the order of its curriculum, with its canaries planted."""
-    store, encode = job.stores().train, plain_encode(job.tokenizer())
+    store, encode, chat = job.stores().train, plain_encode(job.tokenizer()), job.chat()
     found: list[Slots] = []
     for stage, plan in zip(job.recipe.stages, job.plans, strict=True):
         text = StageText(
@@ -51,6 +51,7 @@ def stage_slots(job: Job) -> list[Slots]:
             seed=job.recipe.seed,
             stage=plan.index,
             encode=encode,
+            answers=None if chat is None else chat.answers,
         )
         slots = stage.curriculum.slots(text)
         if stage.canaries is not None:

@@ -160,6 +160,7 @@ def _prepare(job: Job) -> None:
             tokenizer=tokenizer,
             vocabulary=job.start[0].vocabulary,
             separator=separator_id(tokenizer),
+            chat=job.chat(),
             progress=lambda done, total: job.progress(done, total, "bytes of text"),
         )
         for warning in (*set_aside(stores), *short_documents(job.recipe, stores)):

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tokenizers import AddedToken
 
 from longspan import cli
 from longspan.data.curate import curated_documents
+from longspan.data.tokenize import train_tokenizer
 from longspan.model.decoder import Decoder
 from longspan.pipeline import scoring, stages
 from longspan.pipeline.recipe import Recipe
@@ -199,3 +201,40 @@ def test_a_model_scores_documents(job: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError) as error:
         stages.data(Recipe.from_plain(value, folder=job.parent, where="test"))
     assert error.value.code == "curate.nothing-left"
+
+
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def test_conversations_in_a_job(micro: Path) -> None:
+    talk = json.dumps({"messages": [{"role": "user", "content": "one"}, {"role": "assistant", "content": "two three"}]})
+    from test_chat import CHATML
+
+    value = Recipe.read(micro).plain()
+    (micro.parent / "talks.jsonl").write_text("\n".join(talk for _ in range(27)))
+    value["data"]["sources"].append(
+        {"path": str(micro.parent / "talks.jsonl"), "documents": "chats", "name": "chat", "header": "", "files": ["*"]}
+    )
+    value["stages"] = [
+        value["stages"][1] | {"mix": [{"share": 0.5}, {"share": 0.5, "documents": ["chat/*"], "answers": True}]}
+    ]
+    with pytest.raises(DataError) as error:
+        stages.data(Recipe.from_plain(value, folder=micro.parent, where="test"))
+    assert error.value.code == "chat.no-template"
+    tokenizer = train_tokenizer([(micro.parent / "texts" / "page-0.txt").read_text()], vocabulary=300)
+    tokenizer.add_special_tokens([AddedToken("<|im_start|>", special=True), AddedToken("<|im_end|>", special=True)])
+    (micro.parent / "own").mkdir()
+    tokenizer.save(str(micro.parent / "own" / "tokenizer.json"))
+    (micro.parent / "own" / "tokenizer_config.json").write_text("{}")
+    (micro.parent / "own" / "chat_template.jinja").write_text(CHATML)
+    value["model"]["new"]["vocabulary"] = 310
+    value["data"]["tokenizer"] = str(micro.parent / "own")
+    value["eval"] = {"tasks": []}
+    stages.train(Recipe.from_plain(value, folder=micro.parent, where="test"))
+    metrics = [json.loads(line) for line in (micro.parent / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert len(metrics) == 4
+    assert all(0 < line["targets"] < 256 for line in metrics), "only answers are learnt of half of the rows"
+    assert json.loads((micro.parent / "run" / "tokenizer_config.json").read_text())["chat_template"] == CHATML

@@ -9,7 +9,7 @@ import numpy as np
 
 from longspan.config import Settings
 from longspan.data.curricula._lengths import Lengths
-from longspan.data.rows import Row, StageRows
+from longspan.data.rows import Answers, Row, StageRows
 from longspan.data.settings import MixPart
 from longspan.data.store import TokenStore
 from longspan.probes import Encode
@@ -29,11 +29,18 @@ class StageText:
     seed: int
     stage: int
     encode: Encode
+    answers: Answers | None = None
 
     def plain(self) -> StageRows:
         """Rows of the stage's length, as the mix says."""
         return StageRows(
-            self.store, length=self.length, mix=self.mix, seed=self.seed, stage=self.stage, encode=self.encode
+            self.store,
+            length=self.length,
+            mix=self.mix,
+            seed=self.seed,
+            stage=self.stage,
+            encode=self.encode,
+            answers=self.answers,
         )
 
     def sampled(self) -> list[int]:
