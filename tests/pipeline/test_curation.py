@@ -211,7 +211,6 @@ CHATML = (
 
 def test_conversations_in_a_job(micro: Path) -> None:
     talk = json.dumps({"messages": [{"role": "user", "content": "one"}, {"role": "assistant", "content": "two three"}]})
-    from test_chat import CHATML
 
     value = Recipe.read(micro).plain()
     (micro.parent / "talks.jsonl").write_text("\n".join(talk for _ in range(27)))
