@@ -32,6 +32,7 @@ from longspan.utils.errors import DataError
 from longspan.utils.files import fsync_folder, read_json, storage_errors, write_json
 from longspan.utils.values import canonical_sha256
 
+CHANGED = "data.sources-changed"
 ORIGIN = "building.json"  # in a folder that is being built: what it is going to hold
 
 Progress = Callable[[int, int], None]  # bytes of text done; bytes in all, as far as they are known
@@ -115,8 +116,9 @@ def build_stores(
         _begin(building, origin)
         encode = functools.partial(_encoded, tokenizer=tokenizer, chat=chat)
         _write(building, settings, tokenizer=tokenizer, encode=encode, origin=origin, survey=survey, progress=progress)
-    except BaseException:
-        if not any(building.glob("*/shard-*.json")):  # else the next build goes on from there
+    except BaseException as error:
+        changed = isinstance(error, DataError) and error.code == CHANGED
+        if changed or not any(building.glob("*/shard-*.json")):  # else the next build goes on from there
             shutil.rmtree(building, ignore_errors=True)
         raise
     with storage_errors(folder):
@@ -230,7 +232,7 @@ def _write(
                 progress(again.total_bytes, survey.total_bytes)
         if again.contents.digest() != survey.contents.digest():
             raise DataError(
-                "data.sources-changed",
+                CHANGED,
                 "the sources changed while they were read",
                 where=", ".join(str(source.path) for source in settings.sources),
                 fix="run again when nothing writes to them",

@@ -44,21 +44,21 @@ def _pass(job: Job, curation: Curation, number: int) -> None:
     sizes = [curation.part_bytes(part) for part in range(curation.parts)]
     what = f"bytes of files, pass {number + 1} of {len(curation.rounds)}"
 
-    def tell(more: int = 0) -> None:
-        done = sum(sizes) - sum(sizes[part] for part in curation.missing(number)) + more
-        job.observer.progress(min(done, sum(sizes)), total=sum(sizes), what=what)
-
-    def at_work(done: int, _: int) -> None:
-        tell(done)
-        job.poll()
+    def done_bytes() -> int:
+        return sum(sizes) - sum(sizes[part] for part in curation.missing(number))
 
     if not missing:
         return
     if isinstance(executor, Local) and executor.workers == 1:
         tools = filter_tools(job.recipe)
         for part in missing:
-            curation.work(number, part, tools, progress=at_work)
+            before = done_bytes()
+            curation.work(number, part, tools, progress=functools.partial(_heard, job, before, sum(sizes), what))
         return
+
+    def tell() -> None:
+        job.observer.progress(done_bytes(), total=sum(sizes), what=what)
+
     logs = curation.folder / f"logs-{number}"
     with storage_errors(logs):
         logs.mkdir(exist_ok=True)
@@ -83,6 +83,11 @@ def _pass(job: Job, curation: Curation, number: int) -> None:
     )
 
 
+def _heard(job: Job, before: int, total: int, what: str, done: int, _: int) -> None:
+    """Progress within a part; raises `Interrupted` when the run was asked to stop."""
+    job.progress(min(total, before + done), total, what)
+
+
 def _watched(job: Job, run: Callable[[], None], *, stop_file: Path, tell: Callable[[], None]) -> None:
     """Run an executor in a thread, so that a stop is noticed: parts at work end, no other begins."""
     failure: list[BaseException] = []
@@ -93,7 +98,7 @@ def _watched(job: Job, run: Callable[[], None], *, stop_file: Path, tell: Callab
         except BaseException as error:  # noqa: BLE001 - raised again in the thread that waits
             failure.append(error)
 
-    thread = threading.Thread(target=guarded, name="executor")
+    thread = threading.Thread(target=guarded, name="executor", daemon=True)
     thread.start()
     while thread.is_alive():
         thread.join(timeout=1.0)

@@ -327,6 +327,7 @@ class Job:
         return {
             "base": self.base_identity,
             "data": recipe.shaping["data"],
+            "filters": self._filters,
             "files": [seen_files(place) for place in places],
             **{key: plain[key] for key in ("stages", "eval", "seed")},
         }
@@ -337,9 +338,16 @@ class Job:
         recipe = self.recipe
         return {
             "data": recipe.shaping["data"],
+            "filters": self._filters,
             "files": [seen_files(source.path) for source in recipe.data.sources],
             "base": self.base_identity,
         }
+
+    @property
+    def _filters(self) -> Any:
+        """What the recipe filters with; where it does so changes nothing."""
+        curate = self.recipe.plain()["data"]["curate"]
+        return None if curate is None else curate["filters"]
 
     @property
     def before_inputs(self) -> dict[str, Any]:

@@ -126,7 +126,7 @@ def length_lines(job: Job) -> list[str]:
     found = read_json(job.folder.data, error=DataError, code="data.facts")
     return [
         f"stage {number}, rows of {stage['length']:,} tokens: documents in them have {stage['mean_length_tokens']:,} "
-        f"in the mean, tokens {stage['mean_context_tokens']:,} before them, attention costs "
+        f"in the mean, tokens have {stage['mean_context_tokens']:,} before them, attention costs "
         f"{stage['attention_share']:.1%} of that of whole rows; times through the documents: "
         + ", ".join(f"{times:g}" for times in stage["repeats"])
         for number, stage in enumerate(found["stages"])

@@ -218,8 +218,7 @@ class Recipe(Settings):
         for source in value["data"]["sources"]:
             for place in ("path", "hub", "files"):
                 source.pop(place)
-        for how in ("executor", "part_bytes") if self.data.curate is not None else ():
-            value["data"]["curate"].pop(how)
+        value["data"].pop("curate")
         more = {} if self.lora is None else {"lora": value["lora"]}
         if self.engine.lossy_anchors:  # the engine's other settings change rounding alone
             more["engine"] = {"lossy_anchors": True}
