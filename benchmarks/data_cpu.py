@@ -45,6 +45,7 @@ def one_call(tokenizer_path: Path, text: str) -> int:
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(tokenizer_path / "tokenizer.json"))
+    tokenizer.encode_special_tokens = True  # names of special tokens inside a text are text, as they are for us
     return len(tokenizer.encode(text, add_special_tokens=False).ids)
 
 
@@ -54,6 +55,7 @@ def datasets_map(tokenizer_path: Path, text: str) -> int:
 
     disable_caching()
     tokenizer = Tokenizer.from_file(str(tokenizer_path / "tokenizer.json"))
+    tokenizer.encode_special_tokens = True  # names of special tokens inside a text are text, as they are for us
 
     def encode(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
         return {"ids": [e.ids for e in tokenizer.encode_batch(batch["text"], add_special_tokens=False)]}

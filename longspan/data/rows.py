@@ -155,7 +155,7 @@ class _TextPart:
                 where=str(store.folder),
                 fix="give more text, or a shorter length",
             )
-        self.length = length
+        self.length, self._borders = length, part.borders
         self._store, self._key = store, key
         self._windows = -(-self.tokens // length)
         self._epoch = lru_cache(maxsize=2)(self._order)
@@ -190,6 +190,10 @@ class _TextPart:
             weights[here : here + followed] = 1.0
             span_lengths.append(count)
             at += count
+        if not self._borders:
+            ends = np.cumsum(span_lengths)[:-1] - 1  # of the documents that another one follows here
+            targets[ends], weights[ends] = tokens[ends + 1], 1.0
+            span_lengths = [stop - start]
         if stop - start < self.length:
             span_lengths.append(self.length - (stop - start))
         return _Window(tokens, targets, weights, span_lengths)

@@ -86,6 +86,8 @@ class MixPart(Settings):
     stage's length. The text comes from the documents whose ids match a glob of `documents` (all when empty) and that
     have `least_tokens` to `most_tokens`.
 
+    Without `borders` the documents of a row attend to each other, and a separator predicts the next one's first token.
+
     With `answers` the documents are conversations: whole ones are packed into the rows, none is cut, and only the
     tokens of answers are learnt.
     """
@@ -98,12 +100,15 @@ class MixPart(Settings):
     documents: tuple[str, ...] = ()
     least_tokens: int = Field(default=0, ge=0)
     most_tokens: int | None = Field(default=None, ge=1)
+    borders: bool = True
     answers: bool = False
 
     @model_validator(mode="after")
     def _every_setting_works(self) -> Self:
         if self.most_tokens is not None and self.most_tokens < self.least_tokens:
             raise ValueError(f"no document has {self.least_tokens} and at most {self.most_tokens} tokens")
+        if not self.borders and (self.answers or self.probe is not None):
+            raise ValueError("borders = false is for plain text: probes and conversations keep to themselves")
         if self.answers and self.probe is not None:
             raise ValueError("answers of conversations and a probe are two parts of a mix")
         if self.probe is None:

@@ -357,3 +357,26 @@ def test_parts_without_documents(shelves) -> None:
         assert error.value.code == "data.mix-empty"
     with pytest.raises(ValueError, match="no document has"):
         MixPart(share=1.0, least_tokens=5, most_tokens=4)
+
+
+def test_without_borders_a_row_is_one_stream(shelves) -> None:
+    """Concatenate and chunk: as with borders, but for the borders and the targets of separators."""
+    parts = [(MixPart(share=1.0, borders=borders),) for borders in (True, False)]
+    apart, joined = (StageRows(shelves, length=64, mix=mix, seed=4, stage=0, encode=no_encode) for mix in parts)
+    crossed = 0
+    for sample in range(19):
+        one, two = apart.row(sample), joined.row(sample)
+        assert np.array_equal(one.tokens, two.tokens)
+        text = int(two.spans[1])
+        assert two.spans in ((0, 64), (0, text, 64))
+        assert two.positions[:text].tolist() == list(range(text))
+        inside = [border - 1 for border in one.spans[1:-1] if border < text]
+        crossed += len(inside)
+        for place in range(64):
+            if place in inside:
+                assert (two.targets[place], two.weights[place]) == (two.tokens[place + 1], 1.0)
+            else:
+                assert (two.targets[place], two.weights[place]) == (one.targets[place], one.weights[place])
+    assert crossed > 3
+    with pytest.raises(ValueError, match="keep to themselves"):
+        MixPart(share=1.0, borders=False, probe=Needle())

@@ -44,7 +44,13 @@ class Buckets(Curriculum):
                 raise ValueError(f"curriculum buckets: {name} {value} is no power of two")
         if self.shortest > length:
             raise ValueError(f"curriculum buckets: shortest {self.shortest} is above the stage's length {length}")
-        if len(mix) > 1 or mix[0].probe is not None or mix[0].length is not None or mix[0].answers:
+        if (
+            len(mix) > 1
+            or mix[0].probe is not None
+            or mix[0].length is not None
+            or mix[0].answers
+            or not mix[0].borders
+        ):
             raise ValueError("curriculum buckets takes a mix of one part of text: its rows are pieces of documents")
 
     def levels(self, length: int) -> range:
