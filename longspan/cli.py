@@ -39,6 +39,8 @@ longspan takes a language model that was trained on a short context and gives ba
   report RECIPE [OVERRIDES]         write the page and the summary from what is there
   init MODEL [--to FILE]            write a commented recipe for a model folder
   part RECIPE PASS PART             one part of a curation, as the executors of a recipe call it
+  write INSTRUCTIONS --to FILE --server URL --model NAME [--key-file FILE]
+                                    long answers, planned and written step by step by a model on a server
   schema                            print the JSON schema of a recipe
   doctor                            look over this machine and test its kernels
   bench engine [OPTIONS]            measure the engine here on random tokens; `bench engine --help` lists the options
@@ -104,6 +106,7 @@ def _dispatch(verb: str, words: list[str], *, as_json: bool) -> tuple[int, dict[
         **dict.fromkeys(RECIPE_VERBS, lambda w, j: _recipe_verb(verb, w, as_json=j)),
         "init": _init,
         "part": _part,
+        "write": _write,
         "schema": _schema,
         "doctor": _doctor,
         "bench": _bench,
@@ -229,6 +232,29 @@ def _part(words: list[str], _: bool) -> tuple[int, dict[str, Any]]:
         raise ConfigError("cli.usage", "a pass and a part are numbers", where=_usage("part"), fix="count from 0")
     work_on_part(Path(recipe), *map(int, numbers))
     return OK, {"status": "ok"}
+
+
+def _write(words: list[str], as_json: bool) -> tuple[int, dict[str, Any]]:
+    from longspan.pipeline.writing import Server, write_answers
+    from longspan.train.signals import stop_on_signals
+
+    options = ("--to", "--server", "--model", "--key-file")
+    (instructions,), given = _words("write", words, arguments=1, options=options)
+    missing = [option for option in options[:3] if option not in given]
+    if missing:
+        raise ConfigError("cli.option", f"write needs {missing[0]}", where=_usage("write"), fix=f"{missing[0]} VALUE")
+    key_file = Path(given["--key-file"]) if "--key-file" in given else None
+    server = Server(address=given["--server"], model=given["--model"], key_file=key_file)
+    with stop_on_signals() as stop:
+        counts = write_answers(
+            Path(instructions),
+            Path(given["--to"]),
+            server,
+            tell=lambda text: _tell(text, to_stderr=True),
+            stop=stop,
+        )
+    _show_result(counts, to_stderr=as_json)
+    return OK, {"status": "ok", "answers": counts}
 
 
 def _schema(words: list[str], as_json: bool) -> tuple[int, dict[str, Any]]:
