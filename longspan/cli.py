@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
@@ -17,14 +18,8 @@ if TYPE_CHECKING:
     from longspan.records import StepMetrics
 
 OK, MISTAKE, BUG, STORAGE, AGAIN = 0, 2, 70, 74, 75
-RECIPE_VERBS = (
-    "run",
-    "data",
-    "train",
-    "eval",
-    "export",
-    "report",
-)  # take a recipe and overrides, and a help of their own
+# They take a recipe and overrides, and have a help of their own.
+RECIPE_VERBS = ("run", "data", "train", "eval", "export", "report")
 
 HELP = """\
 usage: longspan VERB [ARGUMENTS] [--json]
@@ -165,14 +160,7 @@ def _recipe_verb(verb: str, words: list[str], *, as_json: bool) -> tuple[int, di
         if verb == "eval":
             result = stages.evaluate(recipe, when, observer=screen, stop=stop)
         else:
-            work = {
-                "run": stages.run,
-                "data": stages.data,
-                "train": stages.train,
-                "export": stages.export,
-                "report": stages.report,
-            }[verb]
-            result = work(recipe, observer=screen, stop=stop)
+            result = getattr(stages, verb)(recipe, observer=screen, stop=stop)
     _show_result(result, to_stderr=as_json)
     return OK, {"status": "ok", **result}
 
@@ -245,14 +233,9 @@ def _write(words: list[str], as_json: bool) -> tuple[int, dict[str, Any]]:
         raise ConfigError("cli.option", f"write needs {missing[0]}", where=_usage("write"), fix=f"{missing[0]} VALUE")
     key_file = Path(given["--key-file"]) if "--key-file" in given else None
     server = Server(address=given["--server"], model=given["--model"], key_file=key_file)
+    heard = functools.partial(_tell, to_stderr=True)
     with stop_on_signals() as stop:
-        counts = write_answers(
-            Path(instructions),
-            Path(given["--to"]),
-            server,
-            tell=lambda text: _tell(text, to_stderr=True),
-            stop=stop,
-        )
+        counts = write_answers(Path(instructions), Path(given["--to"]), server, tell=heard, stop=stop)
     _show_result(counts, to_stderr=as_json)
     return OK, {"status": "ok", "answers": counts}
 
