@@ -14,6 +14,7 @@ from longspan.pipeline.job import Job
 from longspan.pipeline.parts import filter_tools
 from longspan.pipeline.prepared import told
 from longspan.pipeline.recipe import Recipe
+from longspan.pipeline.texts import curate_inputs
 from longspan.utils.errors import ConfigError, DataError, Interrupted
 from longspan.utils.files import storage_errors
 
@@ -25,7 +26,7 @@ def curate(job: Job) -> None:
     """
     settings, folder = job.recipe.data, job.folder.curated
     _require(job.recipe)
-    curation = Curation.opened(folder, settings, seen=job.curate_inputs)
+    curation = Curation.opened(folder, settings, seen=curate_inputs(job))
     if curation.done:
         return
     curation.protect(lambda done, total: job.progress(done, total, "bytes read for evaluation texts"))

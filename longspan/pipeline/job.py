@@ -12,15 +12,10 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from longspan.data.build import Stores, is_held_out
-from longspan.data.chat import ChatFormat
-from longspan.data.curate import curated_settings
-from longspan.data.settings import DataSettings
-from longspan.data.sources import Quarantine, read_documents
+from longspan.data.build import Stores
 from longspan.data.store import TokenStore
-from longspan.data.tokenize import END_OF_TEXT, load_tokenizer, train_tokenizer
+from longspan.data.tokenize import load_tokenizer
 from longspan.model.decoder import Decoder
-from longspan.model.folder import read_plain
 from longspan.model.lora import add_lora
 from longspan.model.weights import load
 from longspan.pipeline.observer import Observer, Stop
@@ -32,7 +27,7 @@ from longspan.shape import ModelShape
 from longspan.train.checkpoint import Checkpoint, CheckpointStore
 from longspan.train.plan import StagePlan
 from longspan.utils.errors import ConfigError, Interrupted, StorageError
-from longspan.utils.files import read_json, sha256, write_atomic, write_json
+from longspan.utils.files import read_json, sha256, write_json
 from longspan.utils.values import canonical_sha256, differences
 
 
@@ -266,53 +261,14 @@ class Job:
         return Stores.open(self.folder.tokens, verify=False)
 
     @property
-    def texts(self) -> DataSettings:
-        """Where the documents are read from: the recipe's sources, or what its filters have kept of them."""
-        data = self.recipe.data
-        return data if data.curate is None else curated_settings(self.folder.curated, data)
-
-    @property
-    def _given_tokenizer(self) -> Path | None:
+    def given_tokenizer(self) -> Path | None:
         """The tokenizer.json of the recipe or the model; None when one is trained."""
         place = self.recipe.data.tokenizer or self.recipe.model.folder
         return place / "tokenizer.json" if place is not None and place.is_dir() else place
 
-    def make_tokenizer(self) -> Tokenizer:
-        """Put the tokenizer of this run into its folder: the recipe's, the model's, or one trained on the texts."""
-        data, new, file = self.texts, self.recipe.model.new, self._given_tokenizer
-        # What transformers needs beside a tokenizer.json in order to load it.
-        settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-        if file is not None:
-            tokenizer = load_tokenizer(file, vocabulary=self.start[0].vocabulary)
-            content = file.read_bytes()
-            beside = file.with_name("tokenizer_config.json")
-            if beside.exists():
-                settings = read_plain(beside)
-            template = file.with_name("chat_template.jinja")
-            if template.exists():  # where newer versions of transformers write it
-                settings["chat_template"] = template.read_text(encoding="utf-8")
-        else:
-            assert new is not None, "a model is new or comes from a folder"
-            documents = read_documents(
-                data.sources, max_document_bytes=data.max_document_bytes, quarantine=Quarantine()
-            )
-            texts = (document.text for document in documents if not is_held_out(document.id, data))
-            tokenizer = train_tokenizer(texts, vocabulary=new.vocabulary)
-            content = tokenizer.to_str(pretty=True).encode()
-            settings["eos_token"] = END_OF_TEXT
-        write_atomic(self.folder.tokenizer, content)
-        write_json(self.folder.tokenizer_config, settings)
-        return tokenizer
-
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of this run."""
         return load_tokenizer(self.folder.tokenizer, vocabulary=self.start[0].vocabulary)
-
-    def chat(self) -> ChatFormat | None:
-        """How conversations are written; None when no source has any. Raises `DataError` without a usable template."""
-        if all(source.documents != "chats" for source in self.recipe.data.sources):
-            return None
-        return ChatFormat(self.tokenizer(), read_plain(self.folder.tokenizer_config))
 
     @property
     def prepare_inputs(self) -> dict[str, Any]:
@@ -320,34 +276,17 @@ class Job:
 
         Files stand with their sizes and times: when these change, the content decides what is built again.
         """
-        recipe, plain, tokenizer = self.recipe, self.recipe.plain(), self._given_tokenizer
+        recipe, plain, tokenizer = self.recipe, self.recipe.plain(), self.given_tokenizer
         places = [source.path for source in recipe.data.sources]
         if tokenizer is not None:
             places += [tokenizer, tokenizer.with_name("tokenizer_config.json")]
         return {
             "base": self.base_identity,
             "data": recipe.shaping["data"],
-            "filters": self._filters,
+            "filters": recipe.filters,
             "files": [seen_files(place) for place in places],
             **{key: plain[key] for key in ("stages", "eval", "seed")},
         }
-
-    @property
-    def curate_inputs(self) -> dict[str, Any]:
-        """What the curated documents depend on."""
-        recipe = self.recipe
-        return {
-            "data": recipe.shaping["data"],
-            "filters": self._filters,
-            "files": [seen_files(source.path) for source in recipe.data.sources],
-            "base": self.base_identity,
-        }
-
-    @property
-    def _filters(self) -> Any:
-        """What the recipe filters with; where it does so changes nothing."""
-        curate = self.recipe.plain()["data"]["curate"]
-        return None if curate is None else curate["filters"]
 
     @property
     def before_inputs(self) -> dict[str, Any]:

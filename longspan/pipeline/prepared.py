@@ -11,6 +11,7 @@ from longspan.data.curricula.base import Slots, StageText
 from longspan.data.tokenize import plain_encode
 from longspan.pipeline.job import Job
 from longspan.pipeline.recipe import Recipe
+from longspan.pipeline.texts import chat_format
 from longspan.utils.errors import DataError
 from longspan.utils.files import read_json, write_atomic
 from longspan.utils.values import canonical_sha256
@@ -39,7 +40,7 @@ def short_documents(recipe: Recipe, stores: Stores) -> list[str]:
 
 def stage_slots(job: Job) -> list[Slots]:
     """The rows of every stage, in the order of its curriculum, with its canaries planted."""
-    store, encode, chat = job.stores().train, plain_encode(job.tokenizer()), job.chat()
+    store, encode, chat = job.stores().train, plain_encode(job.tokenizer()), chat_format(job)
     found: list[Slots] = []
     for stage, plan in zip(job.recipe.stages, job.plans, strict=True):
         text = StageText(

@@ -224,6 +224,12 @@ class Recipe(Settings):
             more["engine"] = {"lossy_anchors": True}
         return {key: value[key] for key in ("seed", "model", "data", "stages")} | more | {"train": self.train.shaping}
 
+    @property
+    def filters(self) -> Any:
+        """What the texts are filtered with, as JSON; where that is done changes nothing."""
+        curate = self.plain()["data"]["curate"]
+        return None if curate is None else curate["filters"]
+
     def check_paths(self) -> None:
         """Look whether everything that the recipe names exists, before long work.
 

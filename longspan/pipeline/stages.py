@@ -40,6 +40,7 @@ from longspan.pipeline.prepared import (
 from longspan.pipeline.proof import SAMPLE_TOKENS, can_prove, logit_differences, round_weights
 from longspan.pipeline.recipe import Recipe
 from longspan.pipeline.rundir import versions
+from longspan.pipeline.texts import chat_format, curate_inputs, make_tokenizer, texts
 from longspan.records import Evaluation, StepMetrics
 from longspan.report.heatmap import heatmaps_svg
 from longspan.report.page import ReportData, write_report
@@ -153,14 +154,14 @@ def _prepare(job: Job) -> None:
     """
 
     def work() -> None:
-        tokenizer = job.make_tokenizer()
+        tokenizer = make_tokenizer(job)
         stores = build_stores(
             job.folder.tokens,
-            job.texts,
+            texts(job),
             tokenizer=tokenizer,
             vocabulary=job.start[0].vocabulary,
             separator=separator_id(tokenizer),
-            chat=job.chat(),
+            chat=chat_format(job),
             progress=lambda done, total: job.progress(done, total, "bytes of text"),
         )
         for warning in (*set_aside(stores), *short_documents(job.recipe, stores)):
@@ -177,7 +178,7 @@ def _prepare(job: Job) -> None:
 
     fetch_sources(job.recipe.data.sources)
     if job.recipe.data.curate is not None:
-        _once(job, "curate", job.curate_inputs, lambda: curate(job), job.folder.curated / "manifest.json")
+        _once(job, "curate", curate_inputs(job), lambda: curate(job), job.folder.curated / "manifest.json")
     _once(job, "prepare", job.prepare_inputs, work, job.folder.tokens, job.folder.tokenizer, job.folder.data)
     job.require_same()
 
