@@ -355,3 +355,26 @@ def test_pairs_look_back_and_depend_on_the_name_only() -> None:
     assert again[1] == pairs
     assert entry.drawn("b", ids)[1] != pairs
     assert entry.drawn("a", ids[:8])[1] == []
+
+
+# -- which documents a filter is for ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", kinds(PACKAGE))
+def test_a_filter_leaves_other_documents_alone(kind: str, tmp_path: Path) -> None:
+    settings = {"kind": kind, **SETTINGS.get(kind, {}), "documents": ["exam*", "s*.txt"]}
+    kept, counts = curated(tmp_path, corpus(), [settings], tools=TOOLS)
+    gone = corpus().keys() - kept.keys()
+    assert all(name.startswith(("exam", "s")) for name in gone)
+    dropped = counts["dropped"].get(kind, {})
+    assert sum(found["documents"] for found in dropped.values()) == len(gone)
+    changed = {name for name, text in kept.items() if text != corpus()[name]}
+    assert all(name.startswith(("exam", "s")) for name in changed)
+
+
+def test_prose_passes_where_code_does_not() -> None:
+    judge = Repetition(window_words=400).judge(Tools())
+    code = "\n".join(f"int f{n}(int a)\n{{\n\tif (a < {n})\n\t\treturn -1;\n\treturn 0;\n}}\n" for n in range(300))
+    assert judge("code", code).text is None
+    novel = Path(__file__).parents[2] / "examples" / "texts" / "novels" / "emma.txt"
+    assert judge("emma", novel.read_text()[:200_000]).scores["failing"] == 0.0
