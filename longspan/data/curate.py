@@ -191,17 +191,18 @@ class Curation:
             if corpus is not None:
                 digest = hashlib.sha256(document.text.encode()).hexdigest()
                 rank = (0 if held_out else 1, -document.size_bytes, digest)
-                sketches.append(Sketched(rank=rank, sketch=corpus.sketch(document.text)))
+                seen = document.text if corpus.takes(document.id) else ""  # which is like nothing
+                sketches.append(Sketched(rank=rank, sketch=corpus.sketch(seen)))
             yield document
 
-    def _judges(self, this: Round, tools: Tools) -> list[tuple[str, Judge]]:
+    def _judges(self, this: Round, tools: Tools) -> list[tuple[Filter, Judge]]:
         found = []
         for entry in this.filters:
             own = tools
             if isinstance(entry, Contamination):
                 index = self._curate.filters.index(entry)
                 own = replace(tools, protected=np.fromfile(self.folder / f"protected-{index}.bin", dtype=np.uint64))
-            found.append((kind_of(entry), entry.judge(own)))
+            found.append((entry, entry.judge(own)))
         return found
 
     def _input(self, number: int, part: int, ledger: Ledger) -> Iterator[Document]:
@@ -321,15 +322,19 @@ def kind_of(entry: Any) -> str:
     return str(entry.kind)
 
 
-def _judged(document: Document, judges: Sequence[tuple[str, Judge]], ledger: Ledger) -> Document | None:
-    for kind, judge in judges:
+def _judged(document: Document, judges: Sequence[tuple[Filter, Judge]], ledger: Ledger) -> Document | None:
+    for entry, judge in judges:
+        if not entry.takes(document.id):
+            continue
         verdict = judge(document.id, document.text)
         if verdict.text is None:
-            ledger.dropped(kind, verdict.reason, document)
+            ledger.dropped(kind_of(entry), verdict.reason, document)
             return None
         if verdict.text != document.text:
             changed = replace(document, text=verdict.text, size_bytes=len(verdict.text.encode()))
-            ledger.changed(kind, verdict.reason, document, bytes_removed=document.size_bytes - changed.size_bytes)
+            ledger.changed(
+                kind_of(entry), verdict.reason, document, bytes_removed=document.size_bytes - changed.size_bytes
+            )
             document = changed
     return document
 

@@ -214,12 +214,17 @@ def test_one_pass_over_all_pieces_uses_each_once(store: Any) -> None:
         for document, start in found.tolist()
     }
     assert used.keys() <= known
+    for size in (4, 8, 16, 32, 64):
+        counts = [used[piece] for piece in known if piece[2] == size]
+        assert max(counts) - min(counts) <= 1, "a piece comes again only when all of its length were there"
     assert len(known) - len(used) <= 5 * 16, "less than a slot of each bucket is left over, or comes twice"
     assert slots.repeats() == [pytest.approx(1.0, abs=0.05)]
     more = entry.slots(text_of(store, steps=3 * (total // 64), slots_per_step=1))
     counts = Counter(more.piece(n, row) for n in range(3 * (total // 64)) for row in range(len(more.slot(n))))
-    longest = [count for (_, _, size), count in counts.items() if size == 64]
-    assert max(longest) - min(longest) <= 1, "again only when all were there"
+    for size in (4, 8, 16, 32, 64):
+        times = [counts[piece] for piece in known if piece[2] == size]
+        assert max(times) - min(times) <= 1, size
+    assert max(counts.values()) > 2
 
 
 @pytest.mark.parametrize("odds", ["natural", "uniform", "grow_linear", "grow_p2", "grow_p100"])

@@ -227,9 +227,14 @@ def test_one_shared_chapter_costs_no_book(tmp_path: Path) -> None:
 
 def test_what_is_like_a_held_out_document_goes(tmp_path: Path) -> None:
     held = words(500, seed=11)
-    documents = {"held/a.txt": held, "b.txt": held + " " + words(200, seed=12), "c.txt": words(300, seed=25)}
+    documents = {
+        "held/a.txt": held,
+        "held/z.txt": held,
+        "b.txt": held + " " + words(200, seed=12),
+        "c.txt": words(300, seed=25),
+    }
     kept, _ = curated(tmp_path, documents, [{"kind": "minhash"}, COUNTED])
-    assert set(kept) == {"held/a.txt", "c.txt"}, "although b is the longer one"
+    assert set(kept) == {"held/a.txt", "held/z.txt", "c.txt"}, "although b is the longer one"
 
 
 def test_corpus_filters_judge_all_documents_only() -> None:
@@ -265,6 +270,17 @@ def test_shared_runs_go_with_a_margin_and_nothing_else() -> None:
     assert judge("x", head).text == head
     assert judge("x", exam).reason == "evaluation-text"
     assert judge("x", exam).text is None
+
+
+def test_what_a_cut_brings_together_is_looked_at_again() -> None:
+    entry = Contamination(margin_words=0)
+    exam, other = words(40, seed=26).split(), words(12, seed=27).split()
+    judge = entry.judge(Tools(protected=entry.protected([" ".join(exam), " ".join(other)])))
+    text = " ".join([words(200, seed=28), *other[:6], *exam[:20], *other[6:], words(200, seed=29)])
+    verdict = judge("x", text)
+    assert verdict.text is not None
+    assert shared_runs(verdict.text, " ".join(other)) == 0
+    assert judge("x", verdict.text).text == verdict.text
 
 
 def test_eleven_words_are_not_twelve_and_one_quotation_drops_no_book() -> None:
@@ -355,3 +371,26 @@ def test_pairs_look_back_and_depend_on_the_name_only() -> None:
     assert again[1] == pairs
     assert entry.drawn("b", ids)[1] != pairs
     assert entry.drawn("a", ids[:8])[1] == []
+
+
+# -- which documents a filter is for ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", kinds(PACKAGE))
+def test_a_filter_leaves_other_documents_alone(kind: str, tmp_path: Path) -> None:
+    settings = {"kind": kind, **SETTINGS.get(kind, {}), "documents": ["exam*", "s*.txt"]}
+    kept, counts = curated(tmp_path, corpus(), [settings], tools=TOOLS)
+    gone = corpus().keys() - kept.keys()
+    assert all(name.startswith(("exam", "s")) for name in gone)
+    dropped = counts["dropped"].get(kind, {})
+    assert sum(found["documents"] for found in dropped.values()) == len(gone)
+    changed = {name for name, text in kept.items() if text != corpus()[name]}
+    assert all(name.startswith(("exam", "s")) for name in changed)
+
+
+def test_prose_passes_where_code_does_not() -> None:
+    judge = Repetition(window_words=400).judge(Tools())
+    code = "\n".join(f"int f{n}(int a)\n{{\n\tif (a < {n})\n\t\treturn -1;\n\treturn 0;\n}}\n" for n in range(300))
+    assert judge("code", code).text is None
+    novel = Path(__file__).parents[2] / "examples" / "texts" / "novels" / "emma.txt"
+    assert judge("emma", novel.read_text()[:200_000]).scores["failing"] == 0.0

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,7 +44,17 @@ class Tools:
 Judge = Callable[[str, str], Verdict]  # id and text of a document
 
 
-class Filter(Settings, ABC):
+class Choosy(Settings):
+    """Settings that are for the documents whose ids match a glob of `documents`; for all when there is none."""
+
+    documents: tuple[str, ...] = ()
+
+    def takes(self, name: str) -> bool:
+        """Whether a document of this id is meant."""
+        return not self.documents or any(fnmatchcase(name, glob) for glob in self.documents)
+
+
+class Filter(Choosy, ABC):
     """Settings of a filter that judges one document at a time, whatever others there are."""
 
     def require(self) -> None:
@@ -65,7 +76,7 @@ class Sketched:
     sketch: Hashes
 
 
-class CorpusFilter(Settings, ABC):
+class CorpusFilter(Choosy, ABC):
     """Settings of a filter that needs a look at all documents: each is sketched, then the sketches are compared."""
 
     def require(self) -> None:

@@ -24,7 +24,8 @@ class Repetition(Filter):
 
     A window of about `window_words` words fails by any of Gopher's limits for repeated lines, paragraphs and runs of
     words. These limits were set for web pages: of whole books they would drop every second one for a few tables, so
-    a document is judged by its windows. Source: Rae and others 2021, arXiv:2112.11446, section A.1.1.
+    a document is judged by its windows. They are limits of prose: source code repeats its lines and fails them, so name
+    the `documents` that are prose. Source: Rae and others 2021, arXiv:2112.11446, section A.1.1.
     """
 
     kind: Literal["repetition"] = "repetition"
