@@ -46,23 +46,51 @@ def ring_step(x: Tensor, axis: Axis, *, shape: Shape, operation: str = "ring ste
         return Pending(axis, operation, x)
     arrived = x.new_empty(shape)
     after, before = (axis.rank + 1) % axis.size, (axis.rank - 1) % axis.size
-    return _messages({after: x.contiguous()}, {before: arrived}, axis, operation, arrived)
+    return _messages([(after, x.contiguous())], [(before, arrived)], axis, operation, arrived)
 
 
 def all_to_all(
-    sent: Sequence[Tensor], axis: Axis, *, shapes: Sequence[Shape], operation: str = "all-to-all"
-) -> Pending[list[Tensor]]:
-    """Send `sent[i]` to rank i, and get a tensor of `shapes[i]` from it."""
-    arrived = [sent[axis.rank].new_empty(shape) for shape in shapes]
-    arrived[axis.rank] = sent[axis.rank]
+    sent: Sequence[Sequence[Tensor]],
+    axis: Axis,
+    *,
+    shapes: Sequence[Sequence[Shape]],
+    operation: str = "all-to-all",
+) -> list[Pending[list[Tensor]]]:
+    """Send part i of each of several tensors to rank i, and get their parts of `shapes` from all; one call for all.
+
+    Each tensor is waited for by itself, in any order.
+    """
     others = [rank for rank in range(axis.size) if rank != axis.rank]
-    return _messages(
-        {rank: sent[rank].contiguous() for rank in others},
-        {rank: arrived[rank] for rank in others},
+    leaving = [[part.contiguous() if rank != axis.rank else part for rank, part in enumerate(parts)] for parts in sent]
+    arrived = [
+        [parts[rank] if rank == axis.rank else parts[rank].new_empty(shape) for rank, shape in enumerate(wanted)]
+        for parts, wanted in zip(leaving, shapes, strict=True)
+    ]
+    pending = _messages(
+        [(rank, parts[rank]) for parts in leaving for rank in others],
+        [(rank, parts[rank]) for parts in arrived for rank in others],
         axis,
         operation,
-        arrived,
+        None,
     )
+    works = [_Together(pending.works)] if pending.works else []
+    return [
+        Pending(axis, pending.operation, parts, works, [own[rank] for rank in others])
+        for parts, own in zip(arrived, leaving, strict=True)
+    ]
+
+
+@dataclass
+class _Together:
+    """Messages of several results: the first that is waited for waits for all."""
+
+    works: Sequence[Any]
+
+    def wait(self, *deadline: Any) -> None:
+        """Once."""
+        works, self.works = self.works, ()
+        for work in works:
+            work.wait(*deadline)
 
 
 def all_gather(
@@ -121,11 +149,11 @@ def all_reduce_(x: Tensor, axis: Axis, *, operation: str = "all-reduce") -> Pend
 
 
 def _messages(
-    sent: dict[int, Tensor], arriving: dict[int, Tensor], axis: Axis, operation: str, result: T
+    sent: Sequence[tuple[int, Tensor]], arriving: Sequence[tuple[int, Tensor]], axis: Axis, operation: str, result: T
 ) -> Pending[T]:
-    """Messages between pairs of ranks, as one batch; empty ones are left out on both sides."""
-    sends = [(distributed.isend, rank, x) for rank, x in sent.items() if x.numel()]
-    receives = [(distributed.irecv, rank, x) for rank, x in arriving.items() if x.numel()]
+    """Messages to and from ranks, as one batch; empty ones are left out on both sides."""
+    sends = [(distributed.isend, rank, x) for rank, x in sent if x.numel()]
+    receives = [(distributed.irecv, rank, x) for rank, x in arriving if x.numel()]
     batch = [distributed.P2POp(op, x, group=axis.group, group_peer=rank) for op, rank, x in sends + receives]
     if axis.size == 1:
         return Pending(axis, operation, result)

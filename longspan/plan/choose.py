@@ -129,11 +129,12 @@ def _calls(work: Workload, settings: EngineSettings) -> tuple[_Heads, ...]:
 
 
 def _widths(work: Workload, group: int) -> Iterator[tuple[int | None, int | None]]:
-    """Stages of one call of Ulysses; None is all that a rank has."""
+    """Stages of one call of Ulysses that fill the device; None is all that a rank has."""
     ranks, tokens = work.mesh.ulysses, work.tokens * work.mesh.ulysses
     most = math.lcm(ranks, group) // ranks
-    least = next((width for width in divisors(most) if width * tokens >= CALL_TOKENS), most)
-    yield (None if least == most else least), None
+    for width in divisors(most):
+        if width == most or width * tokens >= CALL_TOKENS:
+            yield (None if width == most else width), None
     one = HeadGeometry(heads=group * work.shape.heads // work.shape.kv_heads, kv_heads=group, degree=ranks, kv_width=1)
     if tokens >= CALL_TOKENS and one.served > 1:
         yield (None if most == 1 else 1), 1

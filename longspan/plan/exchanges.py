@@ -15,6 +15,8 @@ from longspan.plan.schemes import WIDE
 from longspan.plan.weights import block_parameters
 from longspan.plan.workload import Workload
 
+STAGE_SECONDS = 1e-3  # that a stage costs beside its bytes: starting it, and a kernel that has to make room for it
+
 
 @dataclass(frozen=True, kw_only=True)
 class Exposed:
@@ -75,7 +77,7 @@ class Exposed:
 
     def _staged(self, count: float, stages: int, work: float) -> float:
         one = self._link(count / stages)
-        return one + (stages - 1) * max(0.0, one - work / stages)
+        return one + (stages - 1) * max(0.0, one - work / stages) + stages * STAGE_SECONDS
 
     def _across(self, call: traffic.Call, forward: float, backward: float) -> tuple[float, float]:
         """A ring hides all but the last hop if its steps are long enough; a gather hides nothing."""

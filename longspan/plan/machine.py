@@ -36,7 +36,7 @@ class Machine:
     peak_flops: float | None = None
     copy_bytes_per_second: float = 50e9
     disk_bytes_per_second: float = 2e9
-    link_bytes_per_second: float = 150e9
+    link_bytes_per_second: float = 250e9
     shared: bool = False
 
     def part(self, ranks: int) -> "Machine":

@@ -22,6 +22,7 @@ from longspan.plan.workload import Workload
 
 # Of the peak, sustained at the power limit; attention from a head dim on.
 LINEAR_SHARE, ATTENTION_SHARES = 0.65, {128: 0.55, 0: 0.44}
+NARROW = 0.94  # of these rates, for one query head on a key head where there are more
 FLOPS_PER_BYTE = 250.0  # the peak over the rate of the device's memory
 UNKNOWN_PEAK, CPU_PEAK = 50e12, 0.1e12
 READS = 2  # in the backward pass x, o and the gradient are each read twice
@@ -56,7 +57,7 @@ def predict_seconds(work: Workload, choice: EngineChoice, machine: Machine) -> S
     attention = (1 + ATTENTION_BACKWARD) * forward_attention + repeated_attention_flops(shape, lengths, choice) / ranks
     linear = hardware_flops(shape, lengths, choice, adapters=work.adapters) / ranks - attention
     forward = linear_forward_flops(shape, work.tokens) / (LINEAR_SHARE * peak)
-    attention_rate = peak * attention_share(shape.head_dim)
+    attention_rate = peak * attention_share(shape.head_dim) * (1.0 if choice.query_width is None else NARROW)
     forward += forward_attention / attention_rate
     parts = {"linear": linear / (LINEAR_SHARE * peak), "attention": attention / attention_rate}
     backward = sum(parts.values()) - forward

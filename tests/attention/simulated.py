@@ -18,6 +18,7 @@ from torch import distributed
 from longspan.parallel import exchange
 from longspan.parallel.dist import ALONE, Axis
 from longspan.parallel.mesh import AXES
+from longspan.parallel.pulse import Progress
 
 PATIENCE_SECONDS = 60.0
 
@@ -64,9 +65,18 @@ class Group:
     def note(self, receiver, size):
         self.network.messages.append(Message(self.axis, self.operation, self.rank, self.members[receiver], size))
 
-    def enter(self, operation):
-        """As the pulse of a real rank, which is told what it is doing."""
-        self.operation = operation
+
+class Noted(Progress):
+    """The progress of a real rank; its group hears which operation it is in."""
+
+    def __init__(self, group):
+        super().__init__()
+        self.group = group
+
+    def within(self, operation, **how):
+        """Enter an operation."""
+        self.group.operation = operation
+        return super().within(operation, **how)
 
 
 @dataclass
@@ -187,7 +197,8 @@ def axes_of(network, mesh, rank):
             continue
         group = Group(network, name, mesh.peers(name, rank), at)
         world = SimpleNamespace(
-            pulse=SimpleNamespace(enter=group.enter, culprits=lambda: "nobody"),
+            progress=Noted(group),
+            pulse=SimpleNamespace(culprits=lambda: "nobody"),
             device=SimpleNamespace(type="simulated"),
             launch=SimpleNamespace(rank=rank),
         )

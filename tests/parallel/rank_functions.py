@@ -30,7 +30,7 @@ def exchanges(world):
         before = (me - 1) % ranks
         pending = ring_step(block(me, 0, sizes[me], dtype), axis, shape=(2, sizes[before]))
         sent = [block(me, to, (me + to) % 3, dtype) for to in range(ranks)]
-        crossing = all_to_all(sent, axis, shapes=[(2, (me + of) % 3) for of in range(ranks)])
+        (crossing,) = all_to_all([sent], axis, shapes=[[(2, (me + of) % 3) for of in range(ranks)]])
         gathered = all_gather(block(me, 0, sizes[me], dtype), axis, sizes=sizes, dim=1)
         shares = [block(me, to, sizes[to], dtype) for to in range(ranks)]
         results = {
@@ -109,7 +109,7 @@ def step(name, axis, number):
     elif name == "gather":
         all_gather(x, axis, sizes=[4] * axis.size, dim=0, operation=operation).wait()
     else:
-        all_to_all([x] * axis.size, axis, shapes=[(4,)] * axis.size, operation=operation).wait()
+        all_to_all([[x] * axis.size], axis, shapes=[[(4,)] * axis.size], operation=operation)[0].wait()
 
 
 class Reached:

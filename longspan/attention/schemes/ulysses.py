@@ -73,7 +73,7 @@ class Ulysses(Scheme):
             results = self.inner.forward(*queries, *keys, runs=runs, window=window)
             del queries  # before the way back takes room of its own
             trip.put_queries(stage - 1, back, (o, lse))
-            back = trip.back(results, width=trip.query_width)
+            back = trip.back(results)
             del results
         trip.put_queries(stage, back, (o, lse))
         return o, lse
@@ -106,14 +106,14 @@ class Ulysses(Scheme):
             found, *shares = self.inner.backward(do_here, q_here, *keys, *kept, runs=runs, window=window)
             del do_here, q_here, kept
             trip.put_queries(stage - 1, back, (dq,))
-            back = trip.back((found,), width=trip.query_width)
+            back = trip.back((found,))
             del found
             if trip.summed:
                 shares = [x.to(wide(x)) for x in shares]
             totals = shares if geometry.group(stage).new_kv else [a + b for a, b in zip(totals, shares, strict=True)]
             del shares
             if (stage + 1) % geometry.stages_of_kv == 0:
-                trip.add_keys(stage, trip.back(totals, width=geometry.kv_width), (dk, dv))
+                trip.add_keys(stage, trip.back(totals), (dk, dv))
                 totals = []
         trip.put_queries(stage, back, (dq,))
         return dq, dk.to(k.dtype), dv.to(v.dtype)
@@ -141,11 +141,6 @@ class _Trip:
     counts: tuple[int, ...]
 
     @property
-    def query_width(self) -> int:
-        """Query heads of a rank in a stage."""
-        return self.geometry.kv_width * self.geometry.width
-
-    @property
     def summed(self) -> bool:
         """Whether several results add up to the gradient of one key head."""
         return self.geometry.copies > 1 or self.geometry.stages_of_kv > 1
@@ -153,33 +148,20 @@ class _Trip:
     def there(self, stage: int, queries: Sequence[Tensor], keys: Sequence[Tensor]) -> tuple[list[_Parts], list[_Parts]]:
         """Begin to send each rank its heads of own tokens; keys only if the stage has new ones."""
         groups = [self.geometry.group(stage, rank) for rank in range(self.axis.size)]
-        mine = groups[self.axis.rank]
-        return (
-            [self._there(x, [group.query_heads for group in groups]) for x in queries],
-            [self._there(x, [group.kv_heads for group in groups]) for x in keys] if mine.new_kv else [],
-        )
+        parts = [[_pick(x, group.query_heads) for group in groups] for x in queries]
+        if groups[self.axis.rank].new_kv:
+            parts += [[_pick(x, group.kv_heads) for group in groups] for x in keys]
+        own = [x[self.axis.rank] for x in parts]
+        shapes = [[(len(x), count, *x.shape[2:]) for count in self.counts] for x in own]
+        found = all_to_all(parts, self.axis, shapes=shapes, operation="all-to-all of heads")
+        return found[: len(queries)], found[len(queries) :]
 
-    def _there(self, x: Float[Tensor, "heads s *d"], heads: Sequence[tuple[int, ...]]) -> _Parts:
-        width = len(heads[self.axis.rank])
-        return all_to_all(
-            [_pick(x, chosen) for chosen in heads],
-            self.axis,
-            shapes=[(width, count, *x.shape[2:]) for count in self.counts],
-            operation="all-to-all of heads",
-        )
-
-    def back(self, results: Sequence[Tensor], *, width: int) -> list[_Parts]:
-        """Begin to send each rank its tokens of the `width` heads that are here."""
+    def back(self, results: Sequence[Tensor]) -> list[_Parts]:
+        """Begin to send each rank its tokens of the heads that are here."""
         own = self.counts[self.axis.rank]
-        return [
-            all_to_all(
-                list(torch.split(x, list(self.counts), dim=1)),
-                self.axis,
-                shapes=[(width, own, *x.shape[2:])] * self.axis.size,
-                operation="all-to-all of tokens",
-            )
-            for x in results
-        ]
+        parts = [list(torch.split(x, list(self.counts), dim=1)) for x in results]
+        shapes = [[(len(x), own, *x.shape[2:])] * self.axis.size for x in results]
+        return all_to_all(parts, self.axis, shapes=shapes, operation="all-to-all of tokens")
 
     def put_queries(self, stage: int, back: list[_Parts], outputs: Sequence[Tensor]) -> None:
         """What a stage's query heads gave, into their places, and `back` is empty; nothing before the first stage."""
