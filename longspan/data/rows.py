@@ -3,9 +3,11 @@
 import hashlib
 import itertools
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -16,6 +18,8 @@ from longspan.data.shares import Shares
 from longspan.data.store import TokenStore
 from longspan.probes import Encode, Probe, training_row
 from longspan.utils.errors import DataError, LongspanError
+
+Answers = Callable[[NDArray[Any]], NDArray[np.bool_]]  # which ids of a conversation are answers
 
 ITEMS = 8  # lines planted in a probe's text, at most, when a recipe does not say how many
 
@@ -54,22 +58,42 @@ class StageRows:
     """
 
     def __init__(
-        self, store: TokenStore, *, length: int, mix: Sequence[MixPart], seed: int, stage: int, encode: Encode
+        self,
+        store: TokenStore,
+        *,
+        length: int,
+        mix: Sequence[MixPart],
+        seed: int,
+        stage: int,
+        encode: Encode,
+        answers: Answers | None = None,
     ) -> None:
         self._length, self._seed, self._stage = length, seed, stage
         self._shares = Shares([part.share for part in mix])
-        self._parts = [
-            _TextPart(store, length=part.length or length, key=(seed, stage, index))
-            if part.probe is None
-            else _ProbePart(store, part.probe, part=part, length=part.length or length, encode=encode)
-            for index, part in enumerate(mix)
-        ]
+        self._parts: list[_TextPart | _ProbePart | _ChatPart] = []
+        for index, part in enumerate(mix):
+            own, key = part.length or length, (seed, stage, index)
+            if part.probe is not None:
+                self._parts.append(_ProbePart(store, part.probe, part=part, length=own, encode=encode))
+            elif part.answers:
+                assert answers is not None, "a job with conversations knows their answers"
+                self._parts.append(_ChatPart(store, part=part, length=own, key=key, answers=answers))
+            else:
+                self._parts.append(_TextPart(store, part=part, length=own, key=key))
         assert all(length % part.length == 0 for part in self._parts), "a recipe's stage checks that parts fill rows"
 
     def row(self, sample: int) -> Row:
         """The row with this number; the same in every process, whatever was asked before."""
         part, index = self._shares.place(sample)
         return self._row(self._parts[part], sample, index)
+
+    def repeats(self, samples: int) -> list[float]:
+        """How often each part goes through its documents in the first `samples` rows; 0 for probes."""
+        parts = zip(self._parts, self._shares.shares, strict=True)
+        return [
+            0.0 if isinstance(part, _ProbePart) else samples * float(share) * self._length / part.tokens
+            for part, share in parts
+        ]
 
     def check(self) -> None:
         """Build one row of each part, so that a stage that cannot work is found before long work.
@@ -83,47 +107,70 @@ class StageRows:
                 error.where = error.where or f"mix.{number}"
                 raise
 
-    def _row(self, source: "_TextPart | _ProbePart", sample: int, index: int) -> Row:
+    def _row(self, source: "_TextPart | _ProbePart | _ChatPart", sample: int, index: int) -> Row:
         """The row of a part that has this number in the stage, and `index` among the rows of the part."""
         packed = self._length // source.length
-        if isinstance(source, _TextPart):
+        if not isinstance(source, _ProbePart):
             windows = [source.window(index * packed + slot) for slot in range(packed)]
         else:
             windows = [source.window(_random((self._seed, self._stage, sample, slot))) for slot in range(packed)]
         return _joined(windows)
 
 
+def chosen_documents(store: TokenStore, part: MixPart) -> NDArray[np.int64]:
+    """The documents of a store that a part of a mix takes its text from.
+
+    Raises `DataError` when there are none.
+    """
+    tokens = store.lengths - 1  # without the separator
+    wanted = (tokens >= part.least_tokens) & (tokens <= (part.most_tokens or tokens.max(initial=0)))
+    if part.documents:
+        named = (any(fnmatchcase(name, glob) for glob in part.documents) for name in store.documents)
+        wanted &= np.fromiter(named, dtype=np.bool_, count=len(store))
+    found = np.flatnonzero(wanted)
+    if not len(found) and len(store):
+        raise DataError(
+            "data.mix-empty",
+            f"no document matches {', '.join(part.documents) or 'any name'} with {part.least_tokens:,} to "
+            f"{'any number of' if part.most_tokens is None else format(part.most_tokens, ',')} tokens",
+            fix="choose other globs or lengths; longspan data tells what there is",
+        )
+    return found
+
+
 class _TextPart:
-    """Windows of the documents' tokens.
+    """Windows of the chosen documents' tokens.
 
     The documents of an epoch, in random order, are one stream of tokens. It is cut into windows of `length`, and the
     windows are visited in random order. The last one is filled up with separators of weight 0.
     """
 
-    def __init__(self, store: TokenStore, *, length: int, key: tuple[int, ...]) -> None:
-        if store.tokens < length:
+    def __init__(self, store: TokenStore, *, part: MixPart, length: int, key: tuple[int, ...]) -> None:
+        self._documents = chosen_documents(store, part)
+        self.tokens = int(store.lengths[self._documents].sum())
+        if self.tokens < length:
             raise DataError(
                 "data.text-short",
-                f"rows of {length:,} tokens need that much text, and {length - store.tokens:,} tokens are missing",
+                f"rows of {length:,} tokens need that much text, and {length - self.tokens:,} tokens are missing",
                 where=str(store.folder),
                 fix="give more text, or a shorter length",
             )
-        self.length = length
+        self.length, self._borders = length, part.borders
         self._store, self._key = store, key
-        self._windows = -(-store.tokens // length)
+        self._windows = -(-self.tokens // length)
         self._epoch = lru_cache(maxsize=2)(self._order)
 
     def _order(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """Of one epoch: the documents' order, where each ends in the stream, and the windows' order."""
-        generator = np.random.Generator(np.random.PCG64(_digest((*self._key, epoch))))
-        documents = generator.permutation(len(self._store))
+        generator = np.random.Generator(np.random.PCG64(digest((*self._key, epoch))))
+        documents = self._documents[generator.permutation(len(self._documents))]
         return documents, np.cumsum(self._store.lengths[documents]), generator.permutation(self._windows)
 
     def window(self, number: int) -> _Window:
         epoch, visit = divmod(number, self._windows)
         documents, ends, windows = self._epoch(epoch)
         start = int(windows[visit]) * self.length
-        stop = min(start + self.length, self._store.tokens)
+        stop = min(start + self.length, self.tokens)
         tokens = np.full(self.length, self._store.separator, dtype=np.int64)
         targets = tokens.copy()
         weights = np.zeros(self.length, dtype=np.float32)
@@ -143,9 +190,77 @@ class _TextPart:
             weights[here : here + followed] = 1.0
             span_lengths.append(count)
             at += count
+        if not self._borders:
+            ends = np.cumsum(span_lengths)[:-1] - 1  # of the documents that another one follows here
+            targets[ends], weights[ends] = tokens[ends + 1], 1.0
+            span_lengths = [stop - start]
         if stop - start < self.length:
             span_lengths.append(self.length - (stop - start))
         return _Window(tokens, targets, weights, span_lengths)
+
+
+class _ChatPart:
+    """Windows of whole conversations, of which only the answers are learnt.
+
+    Conversations in random order fill a window until the next one does not fit, which opens a new one; separators of
+    weight 0 fill what is left. A stage keeps its windows; each epoch visits them in an order of its own.
+    """
+
+    def __init__(
+        self, store: TokenStore, *, part: MixPart, length: int, key: tuple[int, ...], answers: Answers
+    ) -> None:
+        documents = chosen_documents(store, part)
+        long = documents[store.lengths[documents] > length]
+        if len(long) or not len(documents):
+            first = f", such as {store.documents[int(long[0])]}" if len(long) else ""
+            raise DataError(
+                "data.chat-long" if len(long) else "data.text-short",
+                f"{len(long):,} conversations are longer than {length:,} tokens{first}; none is ever cut"
+                if len(long)
+                else "there are no conversations",
+                where=str(store.folder),
+                fix=f"set most_tokens = {length - 1} in this part of the mix, or a greater length",
+            )
+        self.length, self._store, self._key, self._answers = length, store, key, answers
+        order = documents[np.random.Generator(np.random.PCG64(digest((*key, -1)))).permutation(len(documents))]
+        self._bins = _packed(order, store.lengths, length)
+        self.tokens = len(self._bins) * length
+        self._epoch = lru_cache(maxsize=2)(self._order)
+
+    def _order(self, epoch: int) -> NDArray[np.int64]:
+        return np.random.Generator(np.random.PCG64(digest((*self._key, epoch)))).permutation(len(self._bins))
+
+    def window(self, number: int) -> _Window:
+        epoch, visit = divmod(number, len(self._bins))
+        tokens = np.full(self.length, self._store.separator, dtype=np.int64)
+        targets = tokens.copy()
+        weights = np.zeros(self.length, dtype=np.float32)
+        span_lengths: list[int] = []
+        at = 0
+        for document in self._bins[int(self._epoch(epoch)[visit])]:
+            ids = self._store.read(document, 0, int(self._store.lengths[document]))
+            stop = at + len(ids)
+            tokens[at:stop] = ids
+            targets[at : stop - 1] = ids[1:]
+            weights[at : stop - 1] = self._answers(ids)[1:]  # a target is learnt where it is part of an answer
+            span_lengths.append(len(ids))
+            at = stop
+        if at < self.length:
+            span_lengths.append(self.length - at)
+        return _Window(tokens, targets, weights, span_lengths)
+
+
+def _packed(order: NDArray[np.int64], lengths: NDArray[np.int64], length: int) -> list[list[int]]:
+    bins: list[list[int]] = []
+    room = 0
+    for document in order.tolist():
+        tokens = int(lengths[document])
+        if tokens > room:
+            bins.append([])
+            room = length
+        bins[-1].append(document)
+        room -= tokens
+    return bins
 
 
 class _ProbePart:
@@ -156,9 +271,10 @@ class _ProbePart:
         self._store, self._probe, self._encode = store, probe, encode
         self._items = ITEMS if part.items is None else part.items
         self._answer_weight = 1.0 if part.answer_weight is None else part.answer_weight
-        self._text_lengths = store.lengths - 1  # a haystack has no separators inside
+        self._documents = chosen_documents(store, part)
+        self._text_lengths = store.lengths[self._documents] - 1  # a haystack has no separators inside
         self._text_ends = np.cumsum(self._text_lengths)
-        available = int(self._text_ends[-1]) if len(store) else 0
+        available = int(self._text_ends[-1]) if len(self._text_ends) else 0
         if available < length + 1:
             raise DataError(
                 "data.haystack-short",
@@ -181,14 +297,14 @@ class _ProbePart:
 
     def _haystack(self, start: int) -> NDArray[np.int64]:
         """length + 1 tokens from a place in all text, document after document, going on at the first after the last."""
-        document = int(np.searchsorted(self._text_ends, start, side="right"))
-        first = start - int(self._text_ends[document] - self._text_lengths[document])
+        place = int(np.searchsorted(self._text_ends, start, side="right"))
+        first = start - int(self._text_ends[place] - self._text_lengths[place])
         parts, wanted = [], self.length + 1
         while wanted:
-            count = min(wanted, int(self._text_lengths[document]) - first)
-            parts.append(self._store.read(document, first, count))
+            count = min(wanted, int(self._text_lengths[place]) - first)
+            parts.append(self._store.read(int(self._documents[place]), first, count))
             wanted -= count
-            document, first = (document + 1) % len(self._store), 0
+            place, first = (place + 1) % len(self._documents), 0
         return np.concatenate(parts)
 
 
@@ -203,9 +319,10 @@ def _joined(windows: list[_Window]) -> Row:
     )
 
 
-def _digest(key: tuple[int, ...]) -> int:
+def digest(key: tuple[int, ...]) -> int:
+    """A number of 128 bits that a key decides: the seed of everything that is drawn for it."""
     return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=16).digest(), "little")
 
 
 def _random(key: tuple[int, ...]) -> random.Random:
-    return random.Random(_digest(key))
+    return random.Random(digest(key))

@@ -2,27 +2,57 @@
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
 from longspan.config import Settings, any_kind
+from longspan.data.executors.base import Executor
+from longspan.data.executors.local import Local
+from longspan.data.filters.base import CorpusFilter, Filter
 from longspan.probes import Probe
 
 if TYPE_CHECKING:
     AnyProbe = Probe
-else:
-    AnyProbe = any_kind("longspan.probes")  # the union of the files in probes/, told apart by `kind`
+    AnyFilter = Filter | CorpusFilter
+    AnyExecutor = Executor
+else:  # the unions of the files in these folders, told apart by `kind`
+    AnyProbe = any_kind("longspan.probes")
+    AnyFilter = any_kind("longspan.data.filters")
+    AnyExecutor = any_kind("longspan.data.executors")
 
 
 class SourceSettings(Settings):
     """One place with documents: a text, jsonl or parquet file, or a folder of them.
 
-    `text_field` names the field of jsonl and parquet rows that holds the text; text files have no fields.
+    `text_field` names the field of jsonl and parquet rows that holds the text; text files have no fields. `name` goes
+    before the ids of the documents, so that globs can tell sources apart. `documents` says what one document is: each
+    of the "files" (or rows); each folder directly below, as one of the "repositories", its text files in the order of
+    names, each after the line `header` with its path in place of {path}; each folder's own files, in order, as one
+    of the "sets", such as the chapters of a book; or the field `messages` of jsonl and parquet rows as one of the
+    "chats": a list of messages, each with `role` and `content`.
+
+    `hub` is a data set on the Hugging Face hub as `owner/name@commit`: its `files` (globs) are loaded into `path` once.
     """
 
     path: Path
     text_field: str = "text"
+    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    documents: Literal["files", "repositories", "sets", "chats"] = "files"
+    header: str = "// FILE {path}"
+    hub: str | None = Field(default=None, pattern=r"^[\w.-]+/[\w.-]+@[0-9a-f]{40}$")
+    files: tuple[str, ...] = ("*.parquet", "*.jsonl")
+
+
+class CurateSettings(Settings):
+    """What the documents go through before they become tokens: the `filters`, in this order.
+
+    The sources are worked on in parts of about `part_bytes` of files, each part whole or not at all, by the `executor`.
+    """
+
+    filters: Annotated[tuple[AnyFilter, ...], Field(min_length=1)]
+    part_bytes: int = Field(default=64 * 2**20, ge=1)
+    executor: AnyExecutor = Local()
 
 
 class DataSettings(Settings):
@@ -30,7 +60,7 @@ class DataSettings(Settings):
 
     A document is held out when its id matches a glob of `held_out`, or by the hash of its id for the share
     `held_out_share`. `tokenizer` is a tokenizer.json or its folder; None takes the model's own. Documents above
-    `max_document_bytes` (UTF-8) are set aside and counted.
+    `max_document_bytes` (UTF-8) are set aside and counted. `curate` filters what is not held out.
     """
 
     sources: Annotated[tuple[SourceSettings, ...], Field(min_length=1)]
@@ -38,6 +68,13 @@ class DataSettings(Settings):
     held_out_share: float = Field(default=0.0, ge=0.0, lt=1.0)
     tokenizer: Path | None = None
     max_document_bytes: int = Field(default=2**30, ge=1)
+    curate: CurateSettings | None = None
+
+    @model_validator(mode="after")
+    def _filters_read_text(self) -> Self:
+        if self.curate is not None and any(source.documents == "chats" for source in self.sources):
+            raise ValueError("filters read text and no conversations: give chats a recipe without data.curate")
+        return self
 
 
 class MixPart(Settings):
@@ -46,7 +83,13 @@ class MixPart(Settings):
     At most `items` lines are planted in a probe's text, as many as fit; None means 8, or what the probe can carry.
     Tokens of answers weigh `answer_weight` in the loss, all others 1; None means 1. Both need a probe. Documents of
     `length` tokens, shorter than the stage's and a whole fraction of it, are packed into the row; None means the
-    stage's length.
+    stage's length. The text comes from the documents whose ids match a glob of `documents` (all when empty) and that
+    have `least_tokens` to `most_tokens`.
+
+    Without `borders` the documents of a row attend to each other, and a separator predicts the next one's first token.
+
+    With `answers` the documents are conversations: whole ones are packed into the rows, none is cut, and only the
+    tokens of answers are learnt.
     """
 
     share: float = Field(gt=0.0, le=1.0)
@@ -54,9 +97,20 @@ class MixPart(Settings):
     items: int | None = Field(default=None, ge=1)
     answer_weight: float | None = Field(default=None, gt=0.0)
     length: int | None = Field(default=None, ge=2)
+    documents: tuple[str, ...] = ()
+    least_tokens: int = Field(default=0, ge=0)
+    most_tokens: int | None = Field(default=None, ge=1)
+    borders: bool = True
+    answers: bool = False
 
     @model_validator(mode="after")
     def _every_setting_works(self) -> Self:
+        if self.most_tokens is not None and self.most_tokens < self.least_tokens:
+            raise ValueError(f"no document has {self.least_tokens} and at most {self.most_tokens} tokens")
+        if not self.borders and (self.answers or self.probe is not None):
+            raise ValueError("borders = false is for plain text: probes and conversations keep to themselves")
+        if self.answers and self.probe is not None:
+            raise ValueError("answers of conversations and a probe are two parts of a mix")
         if self.probe is None:
             idle = [name for name in ("items", "answer_weight") if getattr(self, name) is not None]
             if idle:

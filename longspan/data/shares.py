@@ -30,6 +30,7 @@ class Shares:
     """
 
     def __init__(self, shares: Sequence[float]) -> None:
+        self.shares = tuple(shares)
         order = itertools.count()  # breaks ties, so that the tree is always the same
         branches: list[tuple[Fraction, int, _Choice | int]]
         branches = [(Fraction(share), next(order), part) for part, share in enumerate(shares)]

@@ -82,6 +82,13 @@ def encode_document(text: str, tokenizer: Tokenizer, *, piece_characters: int = 
 
     Raises `UncuttableText`, and `DataError` when the tokenizer cannot be used piece by piece.
     """
+    return np.concatenate(list(encode_pieces(text, tokenizer, piece_characters=piece_characters)))
+
+
+def encode_pieces(
+    text: str, tokenizer: Tokenizer, *, piece_characters: int = PIECE_CHARACTERS
+) -> Iterator[NDArray[np.uint32]]:
+    """What `encode_document` gives, a stretch at a time, so that a long document's ids are never all in memory."""
     return _encode(text, tokenizer, rule=cut_rule(tokenizer), piece_characters=piece_characters)
 
 
@@ -209,16 +216,14 @@ def for_documents(tokenizer: Tokenizer) -> Tokenizer:
     return tokenizer
 
 
-def _encode(text: str, tokenizer: Tokenizer, *, rule: CutRule, piece_characters: int) -> NDArray[np.uint32]:
+def _encode(text: str, tokenizer: Tokenizer, *, rule: CutRule, piece_characters: int) -> Iterator[NDArray[np.uint32]]:
     cuts = cut_points(text, rule, piece_characters=piece_characters)
     starts = [0, *(cut + rule.dropped for cut in cuts)]
     spans = zip(starts, [*cuts, len(text)], strict=True)
-    parts: list[NDArray[np.uint32]] = []
     for group in _groups(spans):
         pieces = [text[start:end] for start, end in group]
         encodings = tokenizer.encode_batch_fast(pieces, add_special_tokens=False)
-        parts += [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
-    return np.concatenate(parts)
+        yield np.concatenate([np.array(encoding.ids, dtype=np.uint32) for encoding in encodings])
 
 
 def _groups(spans: Iterable[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
@@ -235,7 +240,8 @@ def _crossing(tokenizer: Tokenizer) -> list[str]:
 
 def _same_as_one_call(text: str, tokenizer: Tokenizer, rule: CutRule) -> bool:
     whole = tokenizer.encode(text, add_special_tokens=False).ids
-    return np.array_equal(_encode(text, tokenizer, rule=rule, piece_characters=1), whole)
+    pieces = list(_encode(text, tokenizer, rule=rule, piece_characters=1))
+    return np.array_equal(np.concatenate(pieces), whole)
 
 
 def _refused(where: str) -> DataError:

@@ -13,11 +13,9 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from longspan.data.build import Stores, is_held_out
-from longspan.data.sources import Quarantine, read_documents
-from longspan.data.tokenize import END_OF_TEXT, load_tokenizer, train_tokenizer
+from longspan.data.build import Stores
+from longspan.data.tokenize import load_tokenizer
 from longspan.model.decoder import Decoder
-from longspan.model.folder import read_plain
 from longspan.model.lora import add_lora
 from longspan.model.weights import load
 from longspan.parallel.dist import World
@@ -35,7 +33,7 @@ from longspan.train.checkpoint import Checkpoint, CheckpointStore
 from longspan.train.peers import ALONE, Peers
 from longspan.train.plan import StagePlan
 from longspan.utils.errors import ConfigError, Interrupted, StorageError
-from longspan.utils.files import read_json, sha256, write_atomic, write_json
+from longspan.utils.files import read_json, sha256, write_json
 from longspan.utils.values import canonical_sha256, differences
 
 
@@ -301,34 +299,10 @@ class Job:
         return Stores.open(self.folder.tokens, verify=False)
 
     @property
-    def _given_tokenizer(self) -> Path | None:
+    def given_tokenizer(self) -> Path | None:
         """The tokenizer.json of the recipe or the model; None when one is trained."""
         place = self.recipe.data.tokenizer or self.recipe.model.folder
         return place / "tokenizer.json" if place is not None and place.is_dir() else place
-
-    def make_tokenizer(self) -> Tokenizer:
-        """Put the tokenizer of this run into its folder: the recipe's, the model's, or one trained on the texts."""
-        data, new, file = self.recipe.data, self.recipe.model.new, self._given_tokenizer
-        # What transformers needs beside a tokenizer.json in order to load it.
-        settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-        if file is not None:
-            tokenizer = load_tokenizer(file, vocabulary=self.start[0].vocabulary)
-            content = file.read_bytes()
-            beside = file.with_name("tokenizer_config.json")
-            if beside.exists():
-                settings = read_plain(beside)
-        else:
-            assert new is not None, "a model is new or comes from a folder"
-            documents = read_documents(
-                data.sources, max_document_bytes=data.max_document_bytes, quarantine=Quarantine()
-            )
-            texts = (document.text for document in documents if not is_held_out(document.id, data))
-            tokenizer = train_tokenizer(texts, vocabulary=new.vocabulary)
-            content = tokenizer.to_str(pretty=True).encode()
-            settings["eos_token"] = END_OF_TEXT
-        write_atomic(self.folder.tokenizer, content)
-        write_json(self.folder.tokenizer_config, settings)
-        return tokenizer
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of this run."""
@@ -340,14 +314,15 @@ class Job:
 
         Files stand with their sizes and times: when these change, the content decides what is built again.
         """
-        recipe, plain, tokenizer = self.recipe, self.recipe.plain(), self._given_tokenizer
+        recipe, plain, tokenizer = self.recipe, self.recipe.plain(), self.given_tokenizer
         places = [source.path for source in recipe.data.sources]
         if tokenizer is not None:
             places += [tokenizer, tokenizer.with_name("tokenizer_config.json")]
         return {
             "base": self.base_identity,
             "data": recipe.shaping["data"],
-            "files": [_seen(place) for place in places],
+            "filters": recipe.filters,
+            "files": [seen_files(place) for place in places],
             **{key: plain[key] for key in ("stages", "eval", "seed")},
         }
 
@@ -384,7 +359,7 @@ class Job:
         return {**self.train_inputs, "export": self.recipe.plain()["export"]}
 
 
-def _seen(place: Path) -> list[tuple[str, int, int]]:
+def seen_files(place: Path) -> list[tuple[str, int, int]]:
     """Relative name, bytes and time of change of every file at a place; links below it are not followed."""
     if place.is_file():
         files = [(place.name, place.stat())]

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from longspan.config import Settings, any_kind
+from longspan.data.canaries import CanarySettings
+from longspan.data.curricula.stages import Stages
 from longspan.data.settings import DataSettings, Mix, MixPart
 from longspan.engine.settings import EngineSettings
 from longspan.model.settings import LoraSettings
@@ -20,10 +22,12 @@ from longspan.train.settings import TrainSettings
 from longspan.utils.errors import ConfigError
 
 if TYPE_CHECKING:
+    from longspan.data.curricula.base import Curriculum as CurriculumChoice
     from longspan.eval.tasks.base import Task as TaskChoice
     from longspan.rope.frequencies import Method as RopeChoice
     from longspan.train.trackers.base import Tracker as TrackerChoice
 else:  # the choices are the files of a folder, known at run time only
+    CurriculumChoice = any_kind("longspan.data.curricula")
     RopeChoice = any_kind("longspan.rope.methods")
     TaskChoice = any_kind("longspan.eval.tasks")
     TrackerChoice = any_kind("longspan.train.trackers")
@@ -94,8 +98,9 @@ class ModelChoice(Settings):
 class Stage(Settings):
     """One stretch of training at one length. `tokens` is rounded down to whole steps of `batch_tokens`.
 
-    `rope` is the position method with which the model is trained at this `length`; `mix` says what the rows hold;
-    `mesh` spreads this stage in another way than the others.
+    `rope` is the position method with which the model is trained at this `length`; `mix` says what the rows hold,
+    `curriculum` which lengths they have when; `canaries` are pairs planted in them to prove what the model saw; `mesh`
+    spreads this stage in another way than the others.
     """
 
     length: Annotated[int, Field(ge=2)]
@@ -105,6 +110,8 @@ class Stage(Settings):
     rope: RopeChoice
     mix: Mix = (MixPart(share=1.0),)
     mesh: MeshSettings | None = None
+    curriculum: CurriculumChoice = Stages()
+    canaries: CanarySettings | None = None
 
     @property
     def rows_per_step(self) -> int:
@@ -128,6 +135,9 @@ class Stage(Settings):
         for part in self.mix:
             if part.length is not None and self.length % part.length:
                 raise ValueError(f"documents of {part.length} tokens do not fill rows of {self.length} in the mix")
+        self.curriculum.check(length=self.length, mix=self.mix)
+        if self.canaries is not None and any(part.probe is not None for part in self.mix):
+            raise ValueError("canaries take no probes in the mix: they would be written over a probe's lines")
         return self
 
 
@@ -236,13 +246,21 @@ class Recipe(Settings):
         value["model"] = {"new": value["model"]["new"]}
         value["data"].pop("tokenizer")
         for source in value["data"]["sources"]:
-            source.pop("path")
+            for place in ("path", "hub", "files"):
+                source.pop(place)
+        value["data"].pop("curate")
         more = {} if self.lora is None else {"lora": value["lora"]}
         if self.engine.lossy_anchors:  # the engine's other settings change rounding alone
             more["engine"] = {"lossy_anchors": True}
         for stage in value["stages"]:
             stage.pop("mesh")  # the same rows and losses on any
         return {key: value[key] for key in ("seed", "model", "data", "stages")} | more | {"train": self.train.shaping}
+
+    @property
+    def filters(self) -> Any:
+        """What the texts are filtered with, as JSON; where that is done changes nothing."""
+        curate = self.plain()["data"]["curate"]
+        return None if curate is None else curate["filters"]
 
     def check_paths(self) -> None:
         """Look whether everything that the recipe names exists, before long work.
@@ -256,7 +274,7 @@ class Recipe(Settings):
         if tokenizer is not None and not (tokenizer.is_file() or (tokenizer / "tokenizer.json").is_file()):
             raise _unusable("data.tokenizer", tokenizer, "does not exist", fix="name a tokenizer.json or its folder")
         for index, source in enumerate(self.data.sources):
-            if not source.path.exists():
+            if source.hub is None and not source.path.exists():
                 raise _unusable(f"data.sources.{index}.path", source.path, "does not exist", fix="check the path")
 
 

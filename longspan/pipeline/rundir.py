@@ -15,7 +15,7 @@ from longspan.utils.errors import ConfigError
 from longspan.utils.files import read_json, storage_errors, write_json
 from longspan.utils.values import canonical_sha256, differences
 
-PHASES = ("prepare", "before", "train", "after", "export", "report")
+PHASES = ("curate", "prepare", "before", "train", "after", "canaries", "export", "report")
 PACKAGES = ("longspan", "torch", "numpy", "tokenizers", "safetensors", "pydantic", "pyarrow", "transformers")
 
 
@@ -35,7 +35,11 @@ class RunFolder:
     versions.json          what it ran with
     base.json              hash of the model that was started from; a new model has none
     tokenizer.json         the tokenizer of this run, and tokenizer_config.json beside it
+    curated/               documents/, what the filters have kept, and manifest.json with every drop by its reason
+    insertions-0.jsonl     where the canaries of this stage are planted, a line each
+    canaries.json          what the trained model knows of each of them
     tokens/                train/ and held_out/, the texts as token files; tokens.old-1/ when the texts changed
+    data.json              what was prepared: documents, tokens, lengths and repeats of every stage, drops by reason
     identity.json          what the checkpoints were made from: recipe, model, tokens
     engine.json            how the engine runs each stage: chosen once
     anchors/               what the backward pass needs, while a stage runs whose anchors go to disk
@@ -60,6 +64,9 @@ class RunFolder:
         self.versions = path / "versions.json"
         self.tokenizer = path / "tokenizer.json"
         self.tokenizer_config = path / "tokenizer_config.json"
+        self.curated = path / "curated"
+        self.canaries = path / "canaries.json"
+        self.data = path / "data.json"
         self.tokens = path / "tokens"
         self.identity = path / "identity.json"
         self.engine = path / "engine.json"
@@ -75,6 +82,10 @@ class RunFolder:
         self.report = path / "report.html"
         self.heatmaps = path / "heatmaps.svg"
         self.summary = path / "summary.json"
+
+    def insertions(self, stage: int) -> Path:
+        """Where the insertion map of a stage lies."""
+        return self.path / f"insertions-{stage}.jsonl"
 
     def evaluation(self, name: str) -> Path:
         """Where the evaluation called `name` lies."""

@@ -8,15 +8,17 @@ from typing import Any
 
 import torch
 
-from longspan.data.build import Stores, build_stores
-from longspan.data.rows import StageRows
-from longspan.data.tokenize import plain_encode, separator_id
+from longspan.data.build import build_stores
+from longspan.data.hub import fetch_sources
+from longspan.data.tokenize import separator_id
 from longspan.engine.kept import Keep
 from longspan.eval.evaluate import check
 from longspan.eval.evaluate import evaluate as evaluate_decoder
 from longspan.model.decoder import Decoder
 from longspan.model.lora import merge_lora
 from longspan.model.peft import save_adapter
+from longspan.pipeline.canaryscores import canary_scores
+from longspan.pipeline.curation import curate
 from longspan.pipeline.engines import choices
 from longspan.pipeline.evalrows import changes
 from longspan.pipeline.exportcheck import save_checked
@@ -27,11 +29,21 @@ from longspan.pipeline.machine import probe
 from longspan.pipeline.material import material_of
 from longspan.pipeline.memory import memory_errors
 from longspan.pipeline.observer import SILENT, Observer, Stop, never
+from longspan.pipeline.prepared import (
+    data_facts,
+    insertions,
+    length_lines,
+    notes_on_data,
+    set_aside,
+    short_documents,
+    stage_slots,
+)
 from longspan.pipeline.proof import SAMPLE_TOKENS, can_prove, logit_differences, round_weights
 from longspan.pipeline.racing import compare as compare_settings
 from longspan.pipeline.recipe import Recipe
 from longspan.pipeline.rundir import versions
 from longspan.pipeline.searching import search as search_settings
+from longspan.pipeline.texts import chat_format, curate_inputs, make_tokenizer, texts
 from longspan.pipeline.training import train_here
 from longspan.pipeline.verify import verify_here
 from longspan.records import Evaluation
@@ -41,8 +53,6 @@ from longspan.train.metrics import read_metrics
 from longspan.utils.errors import ConfigError, LongspanError
 from longspan.utils.files import read_json, sha256, storage_errors, write_atomic, write_json
 from longspan.utils.values import canonical_sha256
-
-HARMLESS = ("hidden", "link-inside")  # set aside by rule, without anything amiss
 
 
 def run(recipe: Recipe, *, observer: Observer = SILENT, stop: Stop = never) -> dict[str, Any]:
@@ -59,6 +69,7 @@ def run(recipe: Recipe, *, observer: Observer = SILENT, stop: Stop = never) -> d
             _evaluate(job, "before")
         _train(job)
         _evaluate(job, "after")
+        _canaries(job)
         _export(job)
         return _report(job)
 
@@ -91,10 +102,19 @@ def verify(recipe: Recipe, *, observer: Observer = SILENT, stop: Stop = never) -
         if job.leads:
             _prepare(job)
         job.meet("verify")
-        tables = verify_here(job, _rows(job))
+        tables = verify_here(job, stage_slots(job))
         for table in tables:
             job.observer.tell(table)
         return {"run": str(job.folder.path), "compared": len(tables)}
+
+
+def data(recipe: Recipe, *, observer: Observer = SILENT, stop: Stop = never) -> dict[str, Any]:
+    """Prepare the data alone: filter, tokenize, try every stage; the counts come back. Raises as `run` does."""
+    with Job.opened(recipe, observer=observer, stop=stop) as job:
+        _prepare(job)
+        for line in length_lines(job):
+            observer.tell(line)
+        return {"run": str(job.folder.path), **read_json(job.folder.data)}
 
 
 def evaluate(recipe: Recipe, when: str, *, observer: Observer = SILENT, stop: Stop = never) -> dict[str, Any]:
@@ -163,18 +183,19 @@ def _prepare(job: Job) -> None:
     """
 
     def work() -> None:
-        tokenizer = job.make_tokenizer()
+        tokenizer = make_tokenizer(job)
         stores = build_stores(
             job.folder.tokens,
-            job.recipe.data,
+            texts(job),
             tokenizer=tokenizer,
             vocabulary=job.start[0].vocabulary,
             separator=separator_id(tokenizer),
+            chat=chat_format(job),
             progress=lambda done, total: job.progress(done, total, "bytes of text"),
         )
-        for warning in (*_set_aside(stores), *_short_documents(job.recipe, stores)):
+        for warning in (*set_aside(stores), *short_documents(job.recipe, stores)):
             job.observer.warn(warning)
-        for index, rows in enumerate(_rows(job)):
+        for index, rows in enumerate(stage_slots(job)):
             try:
                 rows.check()
             except LongspanError as error:
@@ -182,37 +203,13 @@ def _prepare(job: Job) -> None:
                     error.where = f"recipe: stages.{index}.{error.where}"
                 raise
         check(job.recipe.eval.tasks, material_of(job))
+        write_json(job.folder.data, data_facts(job))
 
-    _once(job, "prepare", job.prepare_inputs, work, job.folder.tokens, job.folder.tokenizer)
+    fetch_sources(job.recipe.data.sources)
+    if job.recipe.data.curate is not None:
+        _once(job, "curate", curate_inputs(job), lambda: curate(job), job.folder.curated / "manifest.json")
+    _once(job, "prepare", job.prepare_inputs, work, job.folder.tokens, job.folder.tokenizer, job.folder.data)
     job.require_same()
-
-
-def _set_aside(stores: Stores) -> list[str]:
-    """What of the sources was not taken, a line for each reason."""
-    found = stores.train.manifest.origin.quarantine
-    return [
-        f"{entry.count:,} set aside as {reason}: {', '.join(entry.first)}{', …' * (entry.count > len(entry.first))}"
-        for reason, entry in found.items()
-        if reason not in HARMLESS
-    ]
-
-
-def _short_documents(recipe: Recipe, stores: Stores) -> list[str]:
-    """A word of warning when no document is as long as the longest rows: nothing in the text then reaches so far."""
-    wanted = max(part.length or stage.length for stage in recipe.stages for part in stage.mix)
-    longest = int(max(stores.train.lengths)) - 1  # without its separator
-    if longest >= wanted:
-        return []
-    return [f"rows of {wanted:,} tokens will hold several documents; the longest has {longest:,}"]
-
-
-def _rows(job: Job) -> list[StageRows]:
-    store, encode = job.stores().train, plain_encode(job.tokenizer())
-    stages = enumerate(job.recipe.stages)
-    return [
-        StageRows(store, length=stage.length, mix=stage.mix, seed=job.recipe.seed, stage=index, encode=encode)
-        for index, stage in stages
-    ]
 
 
 def _evaluate(job: Job, when: str) -> None:
@@ -252,14 +249,27 @@ def _train(job: Job) -> None:
     """All stages, from the newest checkpoint on, on all ranks."""
     inputs = job.train_inputs
     job.say("train", "skip" if job.folder.done("train", inputs) else "go")
-    _once(job, "train", inputs, lambda: train_here(job, _rows(job)))
+    _once(job, "train", inputs, lambda: train_here(job, stage_slots(job)))
 
 
 def follow(job: Job) -> dict[str, Any]:
     """What the ranks do that do not lead: wait until all train, and train. They have nothing to tell."""
     if job.hear("train") == "go":
-        train_here(job, _rows(job))
+        train_here(job, stage_slots(job))
     return {}
+
+
+def _canaries(job: Job) -> None:
+    """What the trained model knows of the planted pairs; nothing without them."""
+    if all(stage.canaries is None for stage in job.recipe.stages):
+        return
+
+    def work() -> None:
+        decoder, _ = job.trained()
+        filler = _sample(job).tolist()
+        write_json(job.folder.canaries, canary_scores(decoder.eval(), insertions(job), filler))
+
+    _once(job, "canaries", job.train_inputs, work, job.folder.canaries)
 
 
 def _export(job: Job) -> None:
@@ -322,7 +332,7 @@ def _report(job: Job) -> dict[str, Any]:
     folder, (shape, frequencies) = job.folder, job.start
     parts = (folder.metrics, folder.evaluation("before"), folder.evaluation("after"), folder.proof, folder.race)
     proof = read_json(folder.proof) if folder.proof.exists() else {}
-    notes = tuple(_set_aside(job.stores())) if folder.tokens.exists() else ()
+    notes = notes_on_data(job)
 
     def work() -> None:
         before, after = _evaluation(job, "before"), _evaluation(job, "after")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from longspan.batch import Batch
 from longspan.data.collate import collate
-from longspan.data.rows import StageRows
+from longspan.data.curricula.base import Slots
 from longspan.pipeline.engines import StageEngines
 from longspan.pipeline.job import Job
 from longspan.pipeline.memory import memory_errors
@@ -20,7 +20,7 @@ from longspan.utils.files import read_json, write_json
 FIX = "lower train.micro_batch_tokens, which one pass takes at once, or engine.device_gib, which is planned with"
 
 
-def train_here(job: Job, rows: Sequence[StageRows]) -> None:
+def train_here(job: Job, rows: Sequence[Slots]) -> None:
     """All stages, from the newest checkpoint on. Raises as `longspan.train.loop.train` does."""
     engines = StageEngines(job)
     if job.leads:
@@ -28,7 +28,7 @@ def train_here(job: Job, rows: Sequence[StageRows]) -> None:
     metrics, tracking = MetricsFile(job.folder.metrics), _tracking(job)
 
     def batches(stage: int, first_row: int, count: int) -> Batch:
-        return collate([rows[stage].row(first_row + index) for index in range(count)])
+        return collate([row for index in range(count) for row in rows[stage].slot(first_row + index)])
 
     def observe(step: StepMetrics) -> None:
         metrics.write(step)

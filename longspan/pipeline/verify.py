@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from longspan.data.collate import collate
-from longspan.data.rows import StageRows
+from longspan.data.curricula.base import Slots
 from longspan.engine.anchors import anchor_keys
 from longspan.engine.settings import EngineChoice, Tier
 from longspan.model.decoder import Decoder
@@ -19,7 +19,7 @@ from longspan.utils.errors import ConfigError, LongspanError
 LAYERS, TOKENS, SEGMENT = 3, 4096, 2  # a small slice, with layers that are kept and layers that are rebuilt
 
 
-def verify_here(job: Job, rows: Sequence[StageRows]) -> tuple[str, ...]:
+def verify_here(job: Job, rows: Sequence[Slots]) -> tuple[str, ...]:
     """Compare every mesh of the recipe once; the tables come back on the rank that leads.
 
     Raises `ConfigError` (`verify.one-rank`) when there is one rank, `LongspanError` (`verify.differs`) with the
@@ -40,7 +40,7 @@ def verify_here(job: Job, rows: Sequence[StageRows]) -> tuple[str, ...]:
     tables, differ = [], False
     for plan in {plan.mesh: plan for plan in job.plans}.values():
         part.frequencies = plan.frequencies
-        batch = collate([rows[plan.index].row(number) for number in range(plan.mesh.data)])
+        batch = collate([row for number in range(plan.mesh.data) for row in rows[plan.index].slot(number)])
         verdict = compare_mesh(
             lambda: copy.deepcopy(part),
             odd_batch(to_device(batch.changed(lambda x: x[:, :TOKENS].contiguous()), world.device)),

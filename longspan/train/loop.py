@@ -126,7 +126,7 @@ def _step(work: _Work, plan: StagePlan, progress: Progress) -> StepMetrics:
     return StepMetrics(
         step=progress.step + 1,
         stage=plan.index,
-        length=plan.length,
+        length=micro_batches[0].tokens.shape[1],
         loss=found.loss,
         gradient_norm=found.norm,
         learning_rate=rate,

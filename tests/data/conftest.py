@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from longspan.data.store import Origin, StoreWriter, TokenStore
+from longspan.data.store import SHARD_BYTES, Origin, StoreWriter, TokenStore
 from longspan.data.tokenize import train_tokenizer
 
 WORDS = [
@@ -44,13 +44,15 @@ def tokenizer() -> Tokenizer:
     return train_tokenizer([prose(30_000, seed=1)], vocabulary=320)
 
 
-def write_store(folder: Path, documents: Sequence[Sequence[int]], *, vocabulary: int, separator: int) -> TokenStore:
+def write_store(
+    folder: Path, documents: Sequence[Sequence[int]], *, vocabulary: int, separator: int, shard_bytes: int = SHARD_BYTES
+) -> TokenStore:
     origin = Origin(
         vocabulary=vocabulary, separator=separator, tokenizer_sha256="none", fingerprint="test", quarantine={}
     )
-    with StoreWriter(folder, origin) as writer:
+    with StoreWriter(folder, origin, shard_bytes=shard_bytes) as writer:
         for number, ids in enumerate(documents):
-            writer.add(f"document-{number}", np.array(ids, dtype=np.uint32))
+            writer.add(f"document-{number}", [np.array(ids, dtype=np.uint32)])
         writer.finish()
     return TokenStore.open(folder)
 

@@ -111,7 +111,7 @@ def test_other_contents_build_beside_and_keep_the_old(build, corpus, tmp_path, c
 
 def test_damaged_store_is_neither_used_nor_replaced(build, tmp_path) -> None:
     build()
-    path = tmp_path / "tokens" / "held_out" / "tokens.bin"
+    path = tmp_path / "tokens" / "held_out" / "tokens-00000.bin"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(DataError) as error:
         build()
@@ -175,6 +175,68 @@ def test_killed_build_starts_again(build, tmp_path, tokenizer) -> None:
     stores = build()
     assert texts(stores.train, tokenizer) == {name: TEXTS[name] for name in ("a.txt", "b/c.txt")}
     assert not (tmp_path / ".tokens.building").exists()
+
+
+WORK = """
+import os, signal, sys
+from pathlib import Path
+from longspan.data import store
+from longspan.data.build import build_stores
+from longspan.data.settings import DataSettings, SourceSettings
+from longspan.data.tokenize import load_tokenizer
+folder, left = Path(sys.argv[1]), int(sys.argv[2])
+real = os.fsync
+
+def fsync(handle):
+    global left
+    left -= 1
+    if left < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    real(handle)
+
+os.fsync = fsync
+store.StoreWriter.__init__.__kwdefaults__["shard_bytes"] = 300
+build_stores(
+    folder / "tokens",
+    DataSettings(sources=(SourceSettings(path=folder / "corpus"),), held_out=("1*",)),
+    tokenizer=load_tokenizer(folder),
+    vocabulary=320,
+    separator=0,
+)
+"""
+
+
+@pytest.mark.parametrize("write", [2, 40])
+def test_killed_at_any_shard_the_store_is_that_of_one_go(tmp_path, tokenizer, make_prose, write) -> None:
+    """F19: the process dies at its n-th durable write; run again, it ends with the same bytes."""
+    root = Path(__file__).parents[2]
+    for name in ("whole", "killed"):
+        (tmp_path / name / "corpus").mkdir(parents=True)
+        tokenizer.save(str(tmp_path / name / "tokenizer.json"))
+        for n in range(40):
+            (tmp_path / name / "corpus" / f"{n:02d}.txt").write_text(make_prose(300 + 17 * n, seed=n))
+
+    def build_in(name: str, writes: int) -> int:
+        words = [sys.executable, "-c", WORK, str(tmp_path / name), str(writes)]
+        return subprocess.run(words, cwd=root, check=False).returncode
+
+    assert build_in("killed", write) == -signal.SIGKILL
+    kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "killed").glob(".tokens.building/train/shard-*")}
+    assert (write > 2) == bool(kept)
+    assert build_in("killed", 10**6) == 0
+    assert build_in("whole", 10**6) == 0
+    whole, again = (Stores.open(tmp_path / name / "tokens") for name in ("whole", "killed"))
+    assert len(whole.train.manifest.shards) > 5
+    for one, two in ((whole.train, again.train), (whole.held_out, again.held_out)):
+        assert one.manifest == two.manifest
+    assert sorted(os.listdir(tmp_path / "killed")) == ["corpus", "tokenizer.json", "tokens"]
+
+
+def test_a_long_document_can_be_stopped_in_the_middle(corpus, build, make_prose) -> None:
+    (corpus / "a.txt").write_text(make_prose(900_000))
+    seen: list[int] = []
+    build(progress=lambda done, total: seen.append(done))
+    assert seen.count(0) > 3, "three documents in the survey, then between stretches of the first"
 
 
 def test_sources_that_change_under_the_build(build, corpus, tmp_path) -> None:

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from longspan.data import rows as rows_module
 from longspan.data.collate import collate
-from longspan.data.rows import StageRows
+from longspan.data.rows import StageRows, chosen_documents
 from longspan.data.settings import MixPart
+from longspan.data.store import Origin, StoreWriter, TokenStore
 from longspan.data.tokenize import plain_encode
 from longspan.probes.key_value import KeyValue
 from longspan.probes.needle import Needle
@@ -276,3 +277,106 @@ def test_collate(text_store, tokenizer) -> None:
         assert batch.weights[index].tolist() == row.weights.tolist()
         assert batch.positions[index].tolist() == row.positions.tolist()
         assert batch.spans[index] == row.spans
+
+
+# -- which documents a part takes --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shelves(tmp_path: Path):
+    """A store of books and pages; a token tells its document: document n has the tokens from 1,000·(n + 1) on."""
+    lengths = {"books/a": 300, "books/b": 90, "web/c": 40, "web/d": 199, "web/e": 30, "code/f": 500}
+    origin = Origin(vocabulary=2**16, separator=SEPARATOR, tokenizer_sha256="", fingerprint="", quarantine={})
+    with StoreWriter(tmp_path / "s", origin) as writer:
+        for number, (name, length) in enumerate(lengths.items()):
+            writer.add(name, [np.arange(length, dtype=np.uint32) + 1_000 * (number + 1)])
+        writer.finish()
+    return TokenStore.open(tmp_path / "s")
+
+
+def owners(row) -> set[int]:
+    return {int(token) // 1_000 - 1 for token in row.tokens if token != SEPARATOR}
+
+
+@pytest.mark.parametrize(
+    ("choice", "expected"),
+    [
+        ({}, {0, 1, 2, 3, 4, 5}),
+        ({"documents": ("books/*",)}, {0, 1}),
+        ({"documents": ("books/*", "code/*")}, {0, 1, 5}),
+        ({"least_tokens": 199}, {0, 3, 5}),
+        ({"documents": ("web/*",), "most_tokens": 40}, {2, 4}),
+        ({"least_tokens": 40, "most_tokens": 90}, {1, 2}),
+    ],
+)
+def test_parts_take_their_documents_only(shelves, choice, expected) -> None:
+    part = MixPart(share=1.0, **choice)
+    assert set(chosen_documents(shelves, part).tolist()) == expected
+    tokens = sum(int(shelves.lengths[n]) for n in expected)
+    stage = StageRows(shelves, length=20, mix=(part,), seed=0, stage=0, encode=no_encode)
+    epoch = -(-tokens // 20)
+    seen: Counter[int] = Counter()
+    for sample in range(epoch):
+        row = stage.row(sample)
+        assert owners(row) <= expected
+        seen.update(int(token) for token in row.tokens if token != SEPARATOR)
+    assert set(seen.values()) == {1}
+    assert len(seen) == tokens - len(expected), "every token once an epoch"
+    assert stage.repeats(3 * epoch) == [pytest.approx(3 * epoch * 20 / tokens)]
+
+
+def test_shares_of_sources_and_lengths_are_exact_after_any_resume(shelves) -> None:
+    mix = (
+        MixPart(share=0.35, documents=("web/*",), least_tokens=100),
+        MixPart(share=0.15, documents=("web/*",), most_tokens=99, length=10),
+        MixPart(share=0.5, documents=("books/*",)),
+    )
+    parts = [{3}, {2, 4}, {0, 1}]
+    counts: Counter[int] = Counter()
+    for sample in range(400):
+        stage = StageRows(shelves, length=20, mix=mix, seed=2, stage=1, encode=no_encode)  # a resume before every row
+        (part,) = [n for n, documents in enumerate(parts) if owners(stage.row(sample)) <= documents]
+        counts[part] += 1
+        assert all(abs(counts[n] - (sample + 1) * entry.share) <= 2 for n, entry in enumerate(mix))
+    assert counts == {0: 140, 1: 60, 2: 200}
+
+
+def test_probes_hide_their_lines_in_the_chosen_documents(shelves) -> None:
+    part = MixPart(share=1.0, probe=Passkey(), documents=("code/*",))
+    encode = lambda text: [60_000 + ord(c) for c in text]  # noqa: E731
+    stage = StageRows(shelves, length=300, mix=(part,), seed=0, stage=0, encode=encode)
+    for sample in range(5):
+        assert {n for n in owners(stage.row(sample)) if n < 10} == {5}
+    assert stage.repeats(5) == [0.0]
+
+
+def test_parts_without_documents(shelves) -> None:
+    for choice in ({"documents": ("film/*",)}, {"least_tokens": 501}, {"documents": ("web/*",), "most_tokens": 29}):
+        with pytest.raises(DataError) as error:
+            StageRows(shelves, length=20, mix=(MixPart(share=1.0, **choice),), seed=0, stage=0, encode=no_encode)
+        assert error.value.code == "data.mix-empty"
+    with pytest.raises(ValueError, match="no document has"):
+        MixPart(share=1.0, least_tokens=5, most_tokens=4)
+
+
+def test_without_borders_a_row_is_one_stream(shelves) -> None:
+    """Concatenate and chunk: as with borders, but for the borders and the targets of separators."""
+    parts = [(MixPart(share=1.0, borders=borders),) for borders in (True, False)]
+    apart, joined = (StageRows(shelves, length=64, mix=mix, seed=4, stage=0, encode=no_encode) for mix in parts)
+    crossed = 0
+    for sample in range(19):
+        one, two = apart.row(sample), joined.row(sample)
+        assert np.array_equal(one.tokens, two.tokens)
+        text = int(two.spans[1])
+        assert two.spans in ((0, 64), (0, text, 64))
+        assert two.positions[:text].tolist() == list(range(text))
+        inside = [border - 1 for border in one.spans[1:-1] if border < text]
+        crossed += len(inside)
+        for place in range(64):
+            if place in inside:
+                assert (two.targets[place], two.weights[place]) == (two.tokens[place + 1], 1.0)
+            else:
+                assert (two.targets[place], two.weights[place]) == (one.targets[place], one.weights[place])
+    assert crossed > 3
+    with pytest.raises(ValueError, match="keep to themselves"):
+        MixPart(share=1.0, borders=False, probe=Needle())

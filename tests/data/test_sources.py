@@ -2,15 +2,17 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from longspan.data import hub
 from longspan.data.settings import SourceSettings
 from longspan.data.sources import Quarantine, read_documents
-from longspan.utils.errors import DataError
+from longspan.utils.errors import ConfigError, DataError
 
 CAP = 1_000
 
@@ -224,3 +226,117 @@ def test_source_without_a_usable_document(tmp_path) -> None:
     (tmp_path / "void").mkdir()
     with pytest.raises(DataError, match="set aside: nothing"):
         read(tmp_path / "void")
+
+
+# -- joined documents, names, the hub ----------------------------------------------------------------------------------
+
+
+def joined(path: Path, **settings) -> tuple[dict[str, str], dict[str, tuple[int, list[str]]]]:
+    quarantine = Quarantine()
+    sources = [SourceSettings(path=path, **settings)]
+    documents = {d.id: d.text for d in read_documents(sources, max_document_bytes=CAP, quarantine=quarantine)}
+    return documents, {reason: (q.count, list(q.first)) for reason, q in quarantine.record().items()}
+
+
+@pytest.fixture
+def tree(tmp_path) -> Path:
+    files = {
+        "alpha/src/b.py": "b = 2\n",
+        "alpha/a.py": "a = 1\n\n\n",
+        "alpha/.git/config": "hidden",
+        "alpha/logo.png": "GIF\0",
+        "beta/chapter-10.txt": "ten",
+        "beta/chapter-2.txt": "two",
+        "beta/chapter-1.txt": "one",
+        "loose.txt": "loose",
+    }
+    for name, text in files.items():
+        path = tmp_path / "tree" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return tmp_path / "tree"
+
+
+def test_repositories_are_one_document_each_with_the_paths_of_their_files(tree) -> None:
+    documents, quarantined = joined(tree, documents="repositories", name="code", header="# {path}")
+    assert documents == {
+        "code/alpha": "# alpha/a.py\na = 1\n\n\n# alpha/src/b.py\nb = 2\n",
+        "code/beta": "# beta/chapter-1.txt\none\n\n\n# beta/chapter-2.txt\ntwo\n\n\n# beta/chapter-10.txt\nten\n",
+        "code/tree": "# loose.txt\nloose\n",
+    }
+    assert quarantined == {"binary": (1, ["code/alpha/logo.png"]), "hidden": (1, ["code/alpha/.git"])}
+
+
+def test_sets_are_the_files_of_a_folder_in_natural_order(tree) -> None:
+    documents, _ = joined(tree, documents="sets")
+    assert documents == {
+        "alpha": "a = 1\n",
+        "alpha/src": "b = 2\n",
+        "beta": "one\n\n\ntwo\n\n\nten\n",
+        "tree": "loose\n",
+    }
+
+
+def test_a_joined_document_above_the_cap_is_set_aside(tree) -> None:
+    for n in range(3):
+        (tree / "beta" / f"long-{n}.txt").write_text("x" * 400)
+    documents, quarantined = joined(tree, documents="sets")
+    assert "beta" not in documents
+    assert quarantined["too-large"] == (1, ["beta"])
+
+
+def test_a_name_goes_before_every_id(tmp_path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"text": "one"}\n{"text": 1}\n')
+    documents, quarantined = joined(tmp_path, name="web")
+    assert documents == {"web/rows.jsonl#1": "one"}
+    assert quarantined == {"not-text": (1, ["web/rows.jsonl#2"])}
+
+
+class Hub:
+    """Stands for huggingface_hub."""
+
+    def __init__(self) -> None:
+        self.asked: list[dict] = []
+        self.fails = False
+
+    def snapshot_download(self, **asked) -> None:
+        self.asked.append(asked)
+        folder = Path(asked["local_dir"])
+        (folder / ".cache").mkdir(parents=True, exist_ok=True)
+        if self.fails:
+            raise OSError("no network")
+        (folder / "rows.jsonl").write_text('{"text": "one"}\n')
+
+
+def test_the_hub_is_loaded_once_at_its_commit(tmp_path, monkeypatch) -> None:
+    package, commit = Hub(), "0123456789" * 4
+    monkeypatch.setattr(hub, "_package", lambda: package)
+    source = SourceSettings(path=tmp_path / "set", hub=f"owner/name@{commit}", files=("data/*.jsonl",))
+    package.fails = True
+    with pytest.raises(DataError) as error:
+        hub.fetch_sources([source])
+    assert error.value.code == "data.hub"
+    assert not (tmp_path / "set").exists()
+    package.fails = False
+    hub.fetch_sources([source])
+    hub.fetch_sources([source])
+    assert len(package.asked) == 2, "and not again"
+    assert package.asked[1] == {
+        "repo_id": "owner/name",
+        "repo_type": "dataset",
+        "revision": commit,
+        "allow_patterns": ["data/*.jsonl"],
+        "local_dir": tmp_path / ".set.loading",
+    }
+    assert joined(tmp_path / "set")[0] == {"rows.jsonl#1": "one"}
+    assert sorted(os.listdir(tmp_path)) == ["set"]
+
+
+def test_the_hub_needs_its_package_and_a_pinned_commit(tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    source = SourceSettings(path=tmp_path / "set", hub=f"owner/name@{'a' * 40}")
+    with pytest.raises(ConfigError) as error:
+        hub.fetch_sources([source])
+    assert error.value.code == "data.no-hub"
+    with pytest.raises(ValueError, match="pattern"):
+        SourceSettings(path=tmp_path / "set", hub="owner/name@main")

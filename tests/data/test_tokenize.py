@@ -124,6 +124,16 @@ def test_ids_equal_one_call(make, rule) -> None:
         assert ids.tolist() == expected, (number, text)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [plain, digits, llama3, metaspace, llama2])
+def test_ids_of_ten_thousand_documents_equal_one_call(make) -> None:
+    tokenizer, rng = make(), random.Random(13)
+    for number in range(10_000):
+        text = random_text(rng)
+        ids = encode_document(text, tokenizer, piece_characters=1 if number % 2 else 23)
+        assert ids.tolist() == tokenizer.encode(text, add_special_tokens=False).ids, (number, text)
+
+
 def test_many_pieces_are_really_cut(monkeypatch, tokenizer, make_prose) -> None:
     text = make_prose(50_000)
     seen: list[int] = []

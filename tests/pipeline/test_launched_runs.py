@@ -15,7 +15,7 @@ import torch
 
 from longspan import cli
 from longspan.parallel.mesh import Mesh
-from longspan.pipeline import stages, verify
+from longspan.pipeline import prepared, stages, verify
 from longspan.pipeline.job import Job
 from longspan.pipeline.launch import local_ranks
 from longspan.pipeline.meshes import meshes
@@ -106,7 +106,7 @@ def test_a_mesh_that_differs_fails_with_its_table(micro: Path, monkeypatch: pyte
         stages._prepare(job)
         object.__setattr__(job, "world", SimpleNamespace(device=torch.device("cpu")))
         with pytest.raises(LongspanError, match=r"(?s)planted: NOT equal.*off by 5.0e-01") as caught:
-            verify.verify_here(job, stages._rows(job))
+            verify.verify_here(job, prepared.stage_slots(job))
     assert caught.value.code == "verify.differs"
 
 

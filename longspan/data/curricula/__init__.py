@@ -1,0 +1,1 @@
+"""In which order a stage sees which lengths, one rule a file."""

@@ -1,0 +1,1 @@
+"""What keeps a document out of the training text, one rule a file; each drop has a reason that is counted."""
