@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from longspan.engine.settings import Tier
@@ -36,19 +36,30 @@ class Kept:
     """The rotated keys and the values `[g, S, d]` of every layer, filled from the bottom up, then read at will.
 
     The lowest `on_device` layers stay on the device, those above go to the host. Keys and values that stay as they are
-    are computed in place; others pass through two buffers of `[g, S, d]`.
+    are computed in place; others pass through two buffers of `[g, S, d]`. A rank may have some tokens of the context
+    only: those at `places`, of `length` in all.
     """
 
-    def __init__(self, shape: ModelShape, store: Store, *, dtype: torch.dtype, on_device: int, codes: bool) -> None:
+    def __init__(
+        self,
+        shape: ModelShape,
+        store: Store,
+        places: Int[Tensor, " S"],
+        *,
+        length: int,
+        dtype: torch.dtype,
+        on_device: int,
+        codes: bool,
+    ) -> None:
         self._store, self.on_device = store, on_device
-        self.length = store.tiles[-1].stop
+        self.places, self.length = places, length
         slot = SlotShape(shape.kv_heads, (shape.head_dim,), dtype, lossy=codes)
         self._slots: list[tuple[Slot, Slot]] = []
         for layer in range(shape.layers):
             tier: Tier = "device" if layer < on_device else "host"
             self._slots.append((store.slot(slot, tier), store.slot(slot, tier)))
         self._direct = 0 if codes else on_device
-        self._size, self._dtype = slot.of(self.length), dtype
+        self._size, self._dtype = slot.of(len(places)), dtype
         self._buffers: tuple[Tensor, ...] = ()
 
     def target(self, layer: int) -> tuple[Tensor, ...]:

@@ -25,8 +25,12 @@ from longspan.engine.hostmemory import ALIGNMENT, HostMemory
 from longspan.engine.kept import Keep, Kept, layer_bytes, layers_on_device
 from longspan.engine.linear import Linear
 from longspan.engine.precision import compute_dtype
+from longspan.engine.shares import from_all, own_pieces, places
 from longspan.engine.store import Store
 from longspan.model.decoder import Block, Decoder
+from longspan.parallel.dist import Axis
+from longspan.parallel.exchange import all_gather
+from longspan.parallel.weights import Weights, Whole
 from longspan.rope.rotate import cos_sin
 
 TILE_TOKENS = 8192
@@ -37,44 +41,57 @@ KERNEL_BYTES = 2**30  # what one kernel call may give back: more heads a call ke
 class Prefill:
     """One decoder, forward only. Host memory for kept keys and values is taken once and used again.
 
-    One context is kept at a time: reading the next puts the one before away.
+    One context is kept at a time: reading the next puts the one before away. Under a `scheme` over the ranks of `axes`,
+    the innermost last, each keeps the keys of its own tokens; all read the same contexts, ask the same questions, and
+    get the same answers. `weights` says where parameters lie, whole on this rank unless told.
     """
 
-    def __init__(self, decoder: Decoder, keep: Keep | None = None) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        keep: Keep | None = None,
+        *,
+        scheme: Scheme | None = None,
+        axes: Sequence[Axis] = (),
+        weights: Weights | None = None,
+    ) -> None:
         self.decoder, self.keep = decoder, keep or Keep()
         self.dtype = compute_dtype(decoder)
+        self.axes = tuple(axis for axis in axes if axis.size > 1)
         self._host = HostMemory(decoder.device)
         self._kept: Kept | None = None
-        self._scheme = Local(merge=pointwise.merge_)
+        self._scheme, self._weights = scheme or Local(merge=pointwise.merge_), weights or Whole(decoder)
 
     @torch.no_grad()
     def read(self, tokens: Int[Tensor, " S"]) -> Kept:
         """The keys and values of a context. Raises `LongspanError` when they fit neither the device nor the host."""
-        shape, store = self.decoder.shape, self._store(len(tokens))
+        shape, at = self.decoder.shape, self._places(len(tokens))
+        store = self._store(len(at))
         if self._kept is not None:
             self._kept.close()
         self._host.reset()
-        near = layers_on_device(self.keep, shape, len(tokens), dtype=self.dtype, device=self.decoder.device)
+        near = layers_on_device(self.keep, shape, len(at), dtype=self.dtype, device=self.decoder.device)
         if near < shape.layers:
-            each = layer_bytes(shape, len(tokens), self.dtype, codes=self.keep.codes)
+            each = layer_bytes(shape, len(at), self.dtype, codes=self.keep.codes)
             each += 4 * len(store.tiles) * ALIGNMENT  # every piece begins on a page
             self._host.reserve((shape.layers - near) * each)
-        self._kept = Kept(shape, store, dtype=self.dtype, on_device=near, codes=self.keep.codes)
-        self._through(tokens.to(self.decoder.device), store, self._kept)
+        self._kept = Kept(shape, store, at, length=len(tokens), dtype=self.dtype, on_device=near, codes=self.keep.codes)
+        self._through(tokens.to(self.decoder.device), at, store, self._kept)
         self._kept.finish()
         return self._kept
 
     @torch.no_grad()
     def token_nll(self, tokens: Int[Tensor, " S"]) -> Float[Tensor, " targets"]:
         """Loss in nats of tokens[1:], each given all tokens before it; float32 `[S − 1]`, logits never whole."""
-        tokens = tokens.to(self.decoder.device)
-        x = self._through(tokens[:-1], self._store(len(tokens) - 1), None)
+        tokens, total = tokens.to(self.decoder.device), len(tokens) - 1
+        at = self._places(total)
+        x = self._through(tokens[:-1], at, self._store(len(at)), None)
         losses = []
-        for rows, wanted in zip(torch.split(x, LOGIT_ROWS), torch.split(tokens[1:], LOGIT_ROWS), strict=True):
+        for rows, wanted in zip(torch.split(x, LOGIT_ROWS), torch.split(tokens[at + 1], LOGIT_ROWS), strict=True):
             logits = self._head(rows)
             scale = torch.zeros(len(rows), dtype=torch.promote_types(logits.dtype, torch.float32), device=rows.device)
             losses.append(pointwise.cross_entropy_(logits, wanted, scale))  # no gradient is asked for: scale zero
-        return torch.cat(losses).float()
+        return from_all(torch.cat(losses).float(), self._scheme, self.axes, total=total)
 
     @torch.no_grad()
     def logits(self, hidden: Float[Tensor, "n m"]) -> Float[Tensor, "n v"]:
@@ -83,19 +100,25 @@ class Prefill:
         return found.to(torch.promote_types(found.dtype, torch.float32))
 
     def _head(self, hidden: Tensor) -> Tensor:
-        decoder = self.decoder
-        head = Linear(decoder.embed if decoder.shape.tied else decoder.head, self.dtype)
-        return head(pointwise.norm(hidden, decoder.norm.weight.detach(), decoder.norm.epsilon))
+        norm, end = self.decoder.norm, self.decoder.embed if self.decoder.shape.tied else self.decoder.head
+        with self._weights.at_hand(norm, following=end), self._weights.at_hand(end):
+            return Linear(end, self.dtype)(pointwise.norm(hidden, norm.weight.detach(), norm.epsilon))
+
+    def _places(self, total: int) -> Int[Tensor, " S"]:
+        """Which tokens of a context are this rank's, in its order."""
+        return places(own_pieces(self._scheme, total), device=self.decoder.device)
 
     def _store(self, tokens: int) -> Store:
         tile = min(TILE_TOKENS, tokens)
         return Store(self.decoder.device, tokens=tokens, tile_tokens=tile, host=self._host)
 
-    def _through(self, tokens: Int[Tensor, " S"], store: Store, kept: Kept | None) -> Float[Tensor, "S m"]:
-        """The residual stream behind the last block."""
-        x = self.embedded(tokens, store)
+    def _through(
+        self, tokens: Int[Tensor, " total"], at: Int[Tensor, " S"], store: Store, kept: Kept | None
+    ) -> Float[Tensor, "S m"]:
+        """The residual stream behind the last block, of the tokens at some places."""
+        x = self.embedded(tokens[at], store)
         # Kept keys have places of their own, so their buffers here hold nothing.
-        work = self.work(tokens, torch.arange(len(tokens), device=tokens.device), store, kv_tokens=0 if kept else None)
+        work = self.work(at, store, runs=((0, len(tokens)),), kv_tokens=0 if kept else None)
         for layer, block in enumerate(self.blocks()):
             k, v = (work.k, work.v) if kept is None else kept.target(layer)
             run = BlockPass(block, replace(work, k=k, v=v), dtype=self.dtype)
@@ -105,33 +128,35 @@ class Prefill:
         return x
 
     def blocks(self) -> Iterator[Block]:
-        """The decoder's blocks from the bottom up."""
-        for block in self.decoder.blocks:
-            assert isinstance(block, Block)
-            yield block
+        """The decoder's blocks from the bottom up, each with its weights at hand."""
+        blocks = [block for block in self.decoder.blocks if isinstance(block, Block)]
+        for block, following in zip(blocks, [*blocks[1:], self.decoder.norm], strict=True):
+            with self._weights.at_hand(block, following=following):
+                yield block
 
     def embedded(self, tokens: Int[Tensor, " T"], store: Store) -> Float[Tensor, "T m"]:
         """The residual stream before the first block."""
         x = torch.empty((len(tokens), self.decoder.shape.width), dtype=self.dtype, device=tokens.device)
-        for tile in store.tiles:
-            x[tile].copy_(functional.embedding(tokens[tile], self.decoder.embed.weight))
+        with self._weights.at_hand(self.decoder.embed, following=self.decoder.blocks[0]):
+            for tile in store.tiles:
+                x[tile].copy_(functional.embedding(tokens[tile], self.decoder.embed.weight))
         return x
 
-    def work(
-        self, tokens: Int[Tensor, " T"], positions: Int[Tensor, " T"], store: Store, *, kv_tokens: int | None = None
-    ) -> Work:
-        """Buffers of one pass over so many tokens; those of keys and values for `kv_tokens`, if these are fewer."""
-        shape, device, total = self.decoder.shape, tokens.device, len(tokens)
+    def work(self, positions: Int[Tensor, " T"], store: Store, *, runs: Runs, kv_tokens: int | None = None) -> Work:
+        """Buffers of one pass over some tokens; those of keys and values for `kv_tokens`, if these are fewer."""
+        shape, device, total = self.decoder.shape, positions.device, len(positions)
         cos, sin = cos_sin(positions[None], self.decoder.frequencies, angle_dtype=self.decoder.angle_dtype)
         wide = torch.promote_types(self.dtype, torch.float32)
         heads_bytes = shape.heads // shape.kv_heads * total * shape.head_dim * self.dtype.itemsize
-        step = max(1, min(shape.kv_heads, KERNEL_BYTES // heads_bytes))
+        step = shape.kv_heads  # over ranks the scheme goes through the heads as it likes
+        if self._scheme.ranks == 1:
+            step = max(1, min(step, KERNEL_BYTES // heads_bytes))
         starts = range(0, shape.kv_heads, step)
         kv = (shape.kv_heads, total if kv_tokens is None else kv_tokens, shape.head_dim)
         return Work(
             store=store,
             scheme=self._scheme,
-            runs=((0, total),),
+            runs=runs,
             groups=tuple(slice(start, min(start + step, shape.kv_heads)) for start in starts),
             cos=cos[0],
             sin=sin[0],
@@ -155,10 +180,14 @@ class AfterContext(Scheme):
     """Attention of questions laid side by side: each sees the kept context and itself, none sees another.
 
     `at [B, n]` says where in its own question each token stands, always before `reach`. `own_k` and `own_v
-    [B, g, room, d]` keep the questions' own keys and values in this layer, and are written here.
+    [B, g, room, d]` keep the questions' own keys and values in this layer, and are written here. `context` are the
+    keys and values that this rank keeps, of tokens at `places` of `length`; over the ranks of `axes` it is whole.
     """
 
     context: tuple[Tensor, Tensor]
+    places: Int[Tensor, " S"]
+    length: int
+    axes: tuple[Axis, ...]
     own_k: Float[Tensor, "B g room d"]
     own_v: Float[Tensor, "B g room d"]
     at: Int[Tensor, "B n"]
@@ -189,14 +218,26 @@ class AfterContext(Scheme):
         return merged[0].to(q.dtype), lse[0]
 
     def _over_context(self, q: Tensor, window: int | None) -> tuple[Tensor, Tensor]:
+        """Attention over the whole context: that over this rank's keys, merged with the others' in one order."""
         keys, values = self.context
-        length = keys.shape[1]
         if window is None:
-            return over_all(q, keys, values)
-        first = min(length - 1, max(0, length - window + 1))  # earlier keys no question can see
-        away = length + self.at.flatten()[:, None] - torch.arange(first, length, device=q.device)
-        o, lse = masked(q[None], keys[None, :, first:], values[None, :, first:], (away < window)[None])
-        return o[0], lse[0]
+            o, lse = over_all(q, keys, values)
+        else:
+            reach = torch.nonzero(self.places > self.length - window)[:, 0]  # what any question may see
+            reach = reach if len(reach) else reach.new_zeros(1)  # a key that the mask hides
+            away = self.length + self.at.flatten()[:, None] - self.places[reach]
+            found = masked(q[None], keys[None, :, reach], values[None, :, reach], (away < window)[None])
+            o, lse = (x[0] for x in found)
+        for axis in self.axes:
+            sizes = [q.shape[1]] * axis.size
+            every = [
+                all_gather(x, axis, sizes=sizes, dim=1, operation="gather of answers") for x in (o.to(lse.dtype), lse)
+            ]
+            (o, *others), (lse, *other_lses) = (pending.wait() for pending in every)
+            for other, other_lse in zip(others, other_lses, strict=True):
+                merged = merge(o[None], lse[None], other[None], other_lse[None])
+                o, lse = merged[0][0], merged[1][0]
+        return o, lse
 
     def backward(self, *_: Any, **__: Any) -> tuple[Tensor, Tensor, Tensor]:
         """Never asked for: nothing is trained after a kept context."""
@@ -232,11 +273,13 @@ class Branches:
         self._reach = min(self._reach + width, self.room_tokens + 1)
         tokens, positions = padded.flatten(), (self._kept.length + at).flatten()
         x = self._prefill.embedded(tokens, store)
-        work = self._prefill.work(tokens, positions, store)
+        work = self._prefill.work(positions, store, runs=((0, len(tokens)),))
         whole = (slice(0, self._prefill.decoder.shape.kv_heads),)
         parts = zip(self._prefill.blocks(), self._kept.layers(), self._keys, self._values, strict=True)
         for block, context, keys, values in parts:
-            scheme = AfterContext(context, keys, values, at, self._reach)
+            scheme = AfterContext(
+                context, self._kept.places, self._kept.length, self._prefill.axes, keys, values, at, self._reach
+            )
             own = replace(work, scheme=scheme, groups=whole)
             self._prefill.block(BlockPass(block, own, dtype=self._prefill.dtype), x, own)
         self.lengths += torch.tensor(counts, device=device)

@@ -23,11 +23,11 @@ from longspan.engine.linear import Linear
 from longspan.engine.loss import LossPass
 from longspan.engine.precision import compute_dtype
 from longspan.engine.settings import EngineChoice
+from longspan.engine.shares import own_tokens
 from longspan.engine.store import Reader, Slot, SlotShape, Store
 from longspan.model.decoder import Block, Decoder
 from longspan.parallel.weights import Weights, Whole
 from longspan.rope.rotate import cos_sin
-from longspan.utils.errors import LongspanError
 
 
 class Engine:
@@ -306,23 +306,3 @@ class Engine:
         kept, working = AnchorKey(layer, "o"), AnchorKey(place, "o", working=True)
         o, lse = self._slots[kept if kept in self._slots else working]
         return Anchors(x=x, o=o, lse=lse)
-
-
-def own_tokens(batch: Batch, scheme: Scheme) -> Batch:
-    """The tokens of a batch that this rank works on, in the scheme's order, as one row; the borders stay the whole's.
-
-    Raises `LongspanError` (`engine.few-tokens`) when a rank would have none.
-    """
-    if scheme.ranks == 1:
-        return batch
-    total = batch.tokens.numel()
-    if any(not scheme.layout(total, rank) for rank in range(scheme.ranks)):
-        raise LongspanError(
-            "engine.few-tokens",
-            f"a batch of {total} tokens leaves some of {scheme.ranks} ranks without any",
-            where="engine: one pass over one batch",
-            fix="spread longer batches over so many ranks, and short ones over fewer",
-        )
-    pieces = scheme.layout(total, scheme.rank)
-
-    return batch.changed(lambda x: torch.cat([x.flatten()[start:stop] for start, stop in pieces])[None])

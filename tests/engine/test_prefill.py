@@ -118,6 +118,8 @@ def test_where_keys_go():
 
 def test_nothing_is_trained_after_a_context():
     nothing = torch.empty(1, 0, 0, 0)
-    scheme = AfterContext((nothing, nothing), nothing, nothing, torch.zeros(1, 1, dtype=torch.int64), 1)
+    scheme = AfterContext(
+        (nothing, nothing), torch.arange(1), 1, (), nothing, nothing, torch.zeros(1, 1, dtype=torch.int64), 1
+    )
     with pytest.raises(AssertionError, match="no gradients"):
         scheme.backward()
