@@ -1,7 +1,6 @@
 """The rows of an evaluation: one JSON object a line, written at once, so that a kill loses one row at most."""
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longspan.utils.errors import DataError
-from longspan.utils.files import storage_errors
+from longspan.utils.lines import Lines
 from longspan.utils.values import canonical_sha256
 
 Row = dict[str, Any]
@@ -39,26 +38,17 @@ class Rows:
 
     def __init__(self, path: Path) -> None:
         """Raises `DataError` when a whole line is no row: then the file is not ours to go on with."""
-        self.path = path
+        self.path, self._lines = path, Lines(path)
         self._rows: dict[str, Row] = {}
-        with storage_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            content = path.read_bytes() if path.exists() else b""
-            whole = content[: content.rfind(b"\n") + 1]
-            if len(whole) < len(content):
-                with path.open("r+b") as file:
-                    file.truncate(len(whole))
-        for number, line in enumerate(whole.splitlines(), start=1):
-            try:
-                row = json.loads(line)
-                self._rows[row["key"]] = row
-            except (ValueError, KeyError, TypeError) as cause:
+        for number, row in enumerate(self._lines.rows, start=1):
+            if not isinstance(row.get("key"), str):
                 raise DataError(
                     "eval.rows",
                     f"line {number} is no row of an evaluation",
                     where=str(path),
                     fix="remove the file; the evaluation then starts anew",
-                ) from cause
+                )
+            self._rows[row["key"]] = row
 
     def get(self, key: str) -> Row | None:
         """The row of this key, or None when it has not been run."""
@@ -66,9 +56,7 @@ class Rows:
 
     def append(self, row: Row) -> None:
         """Write one row behind the others. Raises `StorageError` when the disk refuses."""
-        line = json.dumps(row, allow_nan=False) + "\n"
-        with storage_errors(self.path), self.path.open("ab") as file:
-            file.write(line.encode())
+        self._lines.append(row)
         self._rows[row["key"]] = row
 
     def __iter__(self) -> Iterator[Row]:
