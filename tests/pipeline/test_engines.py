@@ -42,7 +42,7 @@ def recipe_on(micro: Path, output: str, engine: dict[str, Any]) -> Recipe:
 
 def test_a_choice_is_kept_until_the_question_changes(micro: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def asked(machine: Machine, **engine: Any) -> tuple[tuple[Any, ...], list[str]]:
-        monkeypatch.setattr(engines, "probe", lambda device, folder: machine)
+        monkeypatch.setattr(engines, "machine_of", lambda *_, **__: machine)
         ear = Ear()
         job = Job(recipe_on(micro, "run", engine), RunFolder(micro.parent / "run"), ear, lambda: False)
         return engines.choices(job), ear.told

@@ -27,6 +27,9 @@ class Phases:
     def progress(self, *_: object, **__: object) -> None:
         pass
 
+    def tell(self, text: str) -> None:
+        pass
+
     def warn(self, text: str) -> None:
         self.warnings.append(text)
 
