@@ -8,6 +8,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from longspan.pipeline.recipe import Recipe
 
 OK, MISTAKE, BUG, STORAGE, AGAIN = 0, 2, 70, 74, 75
-SPREAD_VERBS = ("run", "train", "verify")  # work on all ranks
+SPREAD_VERBS = ("run", "train", "verify", "eval")  # work on all ranks
 LOST = "parallel.lost"  # a rank that is gone: the same command goes on
 TOLD: dict[str, Any] = {"status": "told"}  # by another process, which has the answer
 # They take a recipe and overrides, and have a help of their own.
@@ -162,9 +163,17 @@ def _recipe_verb(verb: str, words: list[str], *, as_json: bool) -> tuple[int, di
         return OK, {"status": "ok"}
 
     from longspan.pipeline import stages
+    from longspan.pipeline.observer import SILENT
     from longspan.screen import Screen, show_result
     from longspan.train.signals import stop_on_signals
 
+    work: Callable[..., dict[str, Any]]
+    if verb == "eval":
+        work = partial(stages.evaluate, recipe, when)
+    elif verb == "search":
+        work = partial(stages.search, recipe, race=race)
+    else:
+        work = partial(getattr(stages, verb), recipe)
     if verb in SPREAD_VERBS:
         from longspan.parallel.dist import launched
         from longspan.pipeline.launch import launch, ranks_to_start
@@ -174,14 +183,9 @@ def _recipe_verb(verb: str, words: list[str], *, as_json: bool) -> tuple[int, di
         here = launched()
         if here is not None and here.rank > 0:
             with stop_on_signals() as stop:
-                return _follow(verb, recipe, stop, rank=here.rank), TOLD
+                return _follow(lambda: work(observer=SILENT, stop=stop), rank=here.rank), TOLD
     with stop_on_signals() as stop, Screen() as screen:
-        if verb == "eval":
-            result = stages.evaluate(recipe, when, observer=screen, stop=stop)
-        elif verb == "search":
-            result = stages.search(recipe, race=race, observer=screen, stop=stop)
-        else:
-            result = getattr(stages, verb)(recipe, observer=screen, stop=stop)
+        result = work(observer=screen, stop=stop)
     show_result(result, to_stderr=as_json)
     return OK, {"status": "ok", **result}
 
@@ -210,12 +214,10 @@ def _read_recipe(path: Path, words: list[str], *, prog: str) -> Recipe | None:
     return recipe
 
 
-def _follow(verb: str, recipe: Recipe, stop: Callable[[], bool], *, rank: int) -> int:
+def _follow(work: Callable[[], Any], *, rank: int) -> int:
     """A rank that does not lead says nothing but what went wrong with it."""
-    from longspan.pipeline import stages
-
     try:
-        getattr(stages, verb)(recipe, stop=stop)
+        work()
     except LongspanError as error:
         error.what = f"rank {rank}: {error.what}"
         return _told(error)[0]

@@ -5,9 +5,9 @@ the engine's speed, and each layer's keys and values are complete before the nex
 Questions then go through the blocks side by side, each seeing the context and itself.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -38,12 +38,24 @@ LOGIT_ROWS = 2048  # 2,048 x 128,256 float32 logits are 1.05 GB
 KERNEL_BYTES = 2**30  # what one kernel call may give back: more heads a call keep a GPU busy on short rows
 
 
+@dataclass(frozen=True)
+class Order:
+    """Something that a prefill, or a branch of its context, is asked for."""
+
+    what: Literal["read", "nll", "branch", "extend"]
+    tokens: Int[Tensor, " S"] | None = None
+    texts: Sequence[Sequence[int]] = ()
+    count: int = 0
+    room: int = 0
+
+
 class Prefill:
     """One decoder, forward only. Host memory for kept keys and values is taken once and used again.
 
     One context is kept at a time: reading the next puts the one before away. Under a `scheme` over the ranks of `axes`,
     the innermost last, each keeps the keys of its own tokens; all read the same contexts, ask the same questions, and
-    get the same answers. `weights` says where parameters lie, whole on this rank unless told.
+    get the same answers. `tell` hears what is asked for, before it is done, so that other ranks can do it too
+    (`longspan.engine.following`). `weights` says where parameters lie, whole on this rank unless told.
     """
 
     def __init__(
@@ -58,6 +70,7 @@ class Prefill:
         self.decoder, self.keep = decoder, keep or Keep()
         self.dtype = compute_dtype(decoder)
         self.axes = tuple(axis for axis in axes if axis.size > 1)
+        self.tell: Callable[[Order], None] = lambda _: None
         self._host = HostMemory(decoder.device)
         self._kept: Kept | None = None
         self._scheme, self._weights = scheme or Local(merge=pointwise.merge_), weights or Whole(decoder)
@@ -65,6 +78,7 @@ class Prefill:
     @torch.no_grad()
     def read(self, tokens: Int[Tensor, " S"]) -> Kept:
         """The keys and values of a context. Raises `LongspanError` when they fit neither the device nor the host."""
+        self.tell(Order("read", tokens=tokens))
         shape, at = self.decoder.shape, self._places(len(tokens))
         store = self._store(len(at))
         if self._kept is not None:
@@ -83,6 +97,7 @@ class Prefill:
     @torch.no_grad()
     def token_nll(self, tokens: Int[Tensor, " S"]) -> Float[Tensor, " targets"]:
         """Loss in nats of tokens[1:], each given all tokens before it; float32 `[S − 1]`, logits never whole."""
+        self.tell(Order("nll", tokens=tokens))
         tokens, total = tokens.to(self.decoder.device), len(tokens) - 1
         at = self._places(total)
         x = self._through(tokens[:-1], at, self._store(len(at)), None)
@@ -248,6 +263,7 @@ class Branches:
     """`count` texts that go on after one kept context, side by side, each of up to `room_tokens` tokens."""
 
     def __init__(self, prefill: Prefill, kept: Kept, *, count: int, room_tokens: int) -> None:
+        prefill.tell(Order("branch", count=count, room=room_tokens))
         self._prefill, self._kept = prefill, kept
         shape, device = prefill.decoder.shape, prefill.decoder.device
         # One place more than there is room: what pads a shorter text may be written there, and nothing sees it.
@@ -260,6 +276,7 @@ class Branches:
     @torch.no_grad()
     def extend(self, texts: Sequence[Sequence[int]]) -> list[Float[Tensor, "n m"]]:
         """Append some tokens to every text; the residual stream before the last norm at each of them."""
+        self._prefill.tell(Order("extend", texts=[list(text) for text in texts]))
         device, counts = self._prefill.decoder.device, [len(text) for text in texts]
         width = max(counts)
         assert len(texts) == len(self.lengths)

@@ -15,6 +15,7 @@ from longspan.eval.text import Ids
 from longspan.model.decoder import Decoder
 from longspan.utils.errors import DataError, ModelError
 
+FAR_TOKENS = 16_384  # of a context that several ranks read together; shorter ones one rank reads as fast
 BATCH_TOKENS = 8192  # of questions that go through the model together
 # How far a branch's logits may be from those of a plain full forward, as a share of the largest of these.
 LIMITS = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.06, torch.float16: 0.02}
@@ -24,20 +25,25 @@ CHECK_TOKENS, CHECK_BRANCHES = 150, (7, 1, 19)
 class DecoderReader:
     """A decoder that reads contexts of any length and is asked after them; one context is held at a time.
 
-    `check` compares it with the plain decoder on a short context.
+    `far` reads contexts from `FAR_TOKENS` on, over several ranks. `check` compares both with the plain decoder on a
+    short context.
     """
 
-    def __init__(self, decoder: Decoder, keep: Keep | None = None) -> None:
+    def __init__(self, decoder: Decoder, keep: Keep | None = None, *, far: Prefill | None = None) -> None:
         self.decoder = decoder
-        self._prefill = Prefill(decoder, keep)
+        self._near, self._far = Prefill(decoder, keep), far
+
+    def _prefill(self, tokens: int) -> Prefill:
+        return self._near if self._far is None or tokens < FAR_TOKENS else self._far
 
     def read(self, tokens: Ids, *, room_tokens: int) -> "KeptContext":
         """The context, kept, with room for questions and answers of `room_tokens`."""
-        return KeptContext(self._prefill, self._prefill.read(torch.from_numpy(tokens)), room_tokens=room_tokens)
+        prefill = self._prefill(len(tokens))
+        return KeptContext(prefill, prefill.read(torch.from_numpy(tokens)), room_tokens=room_tokens)
 
     def token_nll(self, tokens: Ids) -> NDArray[np.float32]:
         """Loss in nats of tokens[1:]. Raises `ModelError` when it is not finite."""
-        losses = self._prefill.token_nll(torch.from_numpy(tokens))
+        losses = self._prefill(len(tokens)).token_nll(torch.from_numpy(tokens))
         _refuse_not_finite(losses, len(tokens))
         found: NDArray[np.float32] = losses.cpu().numpy()
         return found
@@ -52,18 +58,21 @@ class DecoderReader:
         generator = torch.Generator().manual_seed(0)
         sizes = (CHECK_TOKENS, *CHECK_BRANCHES)
         parts = [torch.randint(0, self.decoder.shape.vocabulary, (n,), generator=generator).numpy() for n in sizes]
-        kept = self.read(parts[0], room_tokens=max(CHECK_BRANCHES))
-        worst = 0.0
-        for branch, found in zip(parts[1:], kept.logits([part.tolist() for part in parts[1:]]), strict=True):
+        wanted = []
+        for branch in parts[1:]:
             whole = torch.from_numpy(np.concatenate([parts[0], branch])).to(self.decoder.device)
             with autocast(self.decoder):
-                wanted = self.decoder(whole[None])[0, CHECK_TOKENS:]
-            worst = max(worst, float((found - wanted).abs().max() / wanted.abs().max()))
-        if not self._prefill.keep.codes and not worst <= LIMITS[self._prefill.dtype]:
+                wanted.append(self.decoder(whole[None])[0, CHECK_TOKENS:])
+        worst = 0.0
+        for prefill in filter(None, (self._near, self._far)):
+            kept = KeptContext(prefill, prefill.read(torch.from_numpy(parts[0])), room_tokens=max(CHECK_BRANCHES))
+            for rows, found in zip(wanted, kept.logits([part.tolist() for part in parts[1:]]), strict=True):
+                worst = max(worst, float((found - rows).abs().max() / rows.abs().max()))
+        if not self._near.keep.codes and not worst <= LIMITS[self._near.dtype]:
             raise ModelError(
                 "eval.branch-differs",
                 f"questions after a kept context get other logits than a plain forward: {worst:.2g} of the largest",
-                where=f"a context of {CHECK_TOKENS} random tokens, {self._prefill.dtype} on {self.decoder.device}",
+                where=f"a context of {CHECK_TOKENS} random tokens, {self._near.dtype} on {self.decoder.device}",
                 fix="report it with `longspan doctor`; nothing was evaluated",
             )
         return worst

@@ -8,6 +8,7 @@ from typing import Any
 
 from longspan.engine.kept import Keep
 from longspan.engine.precision import compute_dtype
+from longspan.engine.prefill import Prefill
 from longspan.eval.context import DecoderReader
 from longspan.eval.desk import Desk, Material, Reader
 from longspan.eval.rows import Row, Rows, counts_as_score
@@ -43,16 +44,18 @@ def evaluate(  # noqa: PLR0913 - what an evaluation is told
     progress: Callable[[int, int], None],
     stop: Callable[[], bool],
     keep: Keep | None = None,
+    far: Prefill | None = None,
 ) -> Evaluation:
     """Run the tasks in order, one row an answer in the JSONL file `rows_path`; rows that exist are not run again.
 
-    `progress(done, total)` counts context tokens (questions are small beside them), rows found on disk included.
-    `model_id` names the weights and positions; a different one shares no row. `stop` is polled before every context.
-    Raises `Interrupted` when stopped (call again to go on), `ConfigError` and `DataError` as `check` does, `ModelError`
-    when questions after a kept context do not get the logits of a plain forward.
+    `progress(done, total)` counts context tokens (questions are small beside them), rows found on disk included. `far`
+    reads long contexts over several ranks. `model_id` names the weights and positions; a different one shares no row.
+    `stop` is polled before every context. Raises `Interrupted` when stopped (call again to go on), `ConfigError` and
+    `DataError` as `check` does, `ModelError` when questions after a kept context do not get the logits of a plain
+    forward.
     """
     check(tasks, material)
-    reader = DecoderReader(decoder, keep)
+    reader = DecoderReader(decoder, keep, far=far)
     dtype = str(compute_dtype(decoder)).removeprefix("torch.")
     kept = "fp8" if keep is not None and keep.codes else dtype
     facts = {"dtype": dtype, "kv_dtype": kept, "attention": "exact"}

@@ -23,7 +23,7 @@ from longspan.parallel.pulse import Mark, Place, Progress, Pulse, first_line, lo
 from longspan.parallel.watch import Watch, end_process
 from longspan.utils.errors import LongspanError
 
-PAUSE_SECONDS = 0.2  # between two looks for a word
+PAUSE_SECONDS = 0.05  # between two looks for a word
 # NCCL's own threads would abort the process at the first failed message, before anybody has named the lost rank; and
 # torchrun asks them to. They keep their timeout for the log.
 _NCCL_LEAVES_IT_TO_THE_WATCH = {"TORCH_NCCL_ASYNC_ERROR_HANDLING": "0", "TORCH_NCCL_ENABLE_MONITORING": "0"}

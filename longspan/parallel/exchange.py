@@ -148,6 +148,16 @@ def all_reduce_(x: Tensor, axis: Axis, *, operation: str = "all-reduce") -> Pend
     return Pending(axis, operation, x, [work])
 
 
+def broadcast_(x: Tensor, axis: Axis, *, operation: str = "broadcast") -> Pending[Tensor]:
+    """The first rank's x, in place."""
+    if axis.size == 1:
+        return Pending(axis, operation, x)
+    operation = axis.named(operation)
+    with axis.within(operation):
+        work = distributed.broadcast(x, group=axis.group, group_src=0, async_op=True)
+    return Pending(axis, operation, x, [work])
+
+
 def _messages(
     sent: Sequence[tuple[int, Tensor]], arriving: Sequence[tuple[int, Tensor]], axis: Axis, operation: str, result: T
 ) -> Pending[T]:

@@ -20,6 +20,7 @@ from longspan.model.peft import save_adapter
 from longspan.pipeline.canaryscores import canary_scores
 from longspan.pipeline.curation import curate
 from longspan.pipeline.engines import choices
+from longspan.pipeline.evalranks import answer, asking, spread_prefill
 from longspan.pipeline.evalrows import changes
 from longspan.pipeline.exportcheck import save_checked
 from longspan.pipeline.figures import summary
@@ -62,11 +63,10 @@ def run(recipe: Recipe, *, observer: Observer = SILENT, stop: Stop = never) -> d
     """
     with Job.opened(recipe, observer=observer, stop=stop) as job:
         if not job.leads:
-            return follow(job)
+            return follow(job, "before", "train", "after")
         _require_room(job)
         _prepare(job)
-        if recipe.model.new is None:  # random weights have nothing to be compared with
-            _evaluate(job, "before")
+        _evaluate(job, "before")
         _train(job)
         _evaluate(job, "after")
         _canaries(job)
@@ -78,7 +78,7 @@ def train(recipe: Recipe, *, observer: Observer = SILENT, stop: Stop = never) ->
     """Prepare the data and train; the last step's figures come back. Raises as `run` does."""
     with Job.opened(recipe, observer=observer, stop=stop) as job:
         if not job.leads:
-            return follow(job)
+            return follow(job, "train")
         _require_room(job)
         _prepare(job)
         _train(job)
@@ -131,6 +131,8 @@ def evaluate(recipe: Recipe, when: str, *, observer: Observer = SILENT, stop: St
             "eval.no-tasks", "the recipe names nothing to evaluate", where="recipe: eval", fix="add [[eval.tasks]]"
         )
     with Job.opened(recipe, observer=observer, stop=stop) as job:
+        if not job.leads:
+            return follow(job, when)
         if when == "after":
             job.require_trained()
         _prepare(job)
@@ -213,22 +215,23 @@ def _prepare(job: Job) -> None:
 
 
 def _evaluate(job: Job, when: str) -> None:
-    """One evaluation, resumable row by row; none without tasks."""
+    """One evaluation, resumable row by row; none without tasks, nor of random weights."""
     path, fix = job.folder.evaluation(when), "use shorter lengths in eval.tasks, or a machine with more memory"
-    if not job.recipe.eval.tasks:
+    if not job.recipe.eval.tasks or (when == "before" and job.recipe.model.new is not None):
+        job.say(when, "skip")
         return
+    inputs = job.before_inputs if when == "before" else job.after_inputs
+    job.say(when, "skip" if job.folder.done(when, inputs, outputs=(path,)) else "go")
 
     def work() -> None:
-        if when == "before":
-            decoder, identity = job.base(), job.base_identity
-        else:
-            decoder, identity = job.trained()
-        material = material_of(job)
+        decoder, identity = (job.base(), job.base_identity) if when == "before" else job.trained()
+        material, keep = material_of(job), Keep(codes=job.recipe.eval.kept == "fp8")
+        far = spread_prefill(decoder, keep, job.world)
         for line in forecast(
             job.recipe.eval.tasks, material.documents, decoder.shape, probe(job.device, folder=job.folder.path)
         ):
             job.observer.tell(line)
-        with memory_errors(lambda: f"evaluation {when} training", fix=fix):
+        with memory_errors(lambda: f"evaluation {when} training", fix=fix), asking(far, job.world, when):
             found = evaluate_decoder(
                 decoder.eval(),
                 job.recipe.eval.tasks,
@@ -238,11 +241,12 @@ def _evaluate(job: Job, when: str) -> None:
                 rows_path=path.with_suffix(".rows.jsonl"),
                 progress=lambda done, total: job.progress(done, total, "tokens read"),
                 stop=job.stop,
-                keep=Keep(codes=job.recipe.eval.kept == "fp8"),
+                keep=keep,
+                far=far,
             )
         write_json(path, found.to_json())
 
-    _once(job, when, job.before_inputs if when == "before" else job.after_inputs, work, path)
+    _once(job, when, inputs, work, path)
 
 
 def _train(job: Job) -> None:
@@ -252,10 +256,16 @@ def _train(job: Job) -> None:
     _once(job, "train", inputs, lambda: train_here(job, stage_slots(job)))
 
 
-def follow(job: Job) -> dict[str, Any]:
-    """What the ranks do that do not lead: wait until all train, and train. They have nothing to tell."""
-    if job.hear("train") == "go":
-        train_here(job, stage_slots(job))
+def follow(job: Job, *phases: str) -> dict[str, Any]:
+    """What the ranks do that do not lead: they wait for the phases that all work on. They have nothing to tell."""
+    for phase in phases:
+        if job.hear(phase) == "skip":
+            continue
+        if phase == "train":
+            train_here(job, stage_slots(job))
+            continue
+        decoder = (job.base() if phase == "before" else job.trained()[0]).eval()
+        answer(decoder, Keep(codes=job.recipe.eval.kept == "fp8"), job.world, phase)
     return {}
 
 
