@@ -31,7 +31,7 @@ from longspan.engine.run import Engine
 from longspan.parallel.dist import Launch, World, join, launched
 from longspan.parallel.mesh import AXES, Mesh
 from longspan.parallel.weights import Weights, Whole, place_weights
-from longspan.pipeline.bench import RATE, updater_of, weight_dtype, workload_of
+from longspan.pipeline.bench import step_of, updater_of, weight_dtype, workload_of
 from longspan.pipeline.benchline import BenchLine, today
 from longspan.pipeline.benchparts import (
     all_versions,
@@ -151,20 +151,6 @@ def build(settings: BenchSettings, plan: Plan, ranks: Ranks, device: torch.devic
     engine.store.measure = device.type == "cuda"
     tensors = [t for p in weights.kept.values() for t in (p, p.grad) if t is not None]
     return Made(engine, scheme, updater, sum(t.numel() * t.element_size() for t in tensors))
-
-
-def step_of(engine: Engine, updater: Updater | None) -> Callable[[Batch], Tensor]:
-    """One forward and backward pass, with its update if there is an optimizer; the loss sum comes back."""
-
-    def step(batch: Batch) -> Tensor:
-        inside = updater.inside(RATE) if updater is not None and updater.inside_pass else None
-        total = engine.forward_backward(batch, divisor=float(batch.weights.sum()), on_gradients=inside)
-        if updater is not None and inside is None:
-            updater.step(RATE)
-            updater.zero()
-        return total
-
-    return step
 
 
 def measure(given: argparse.Namespace, settings: BenchSettings, ranks: Ranks, device: torch.device) -> BenchLine | None:

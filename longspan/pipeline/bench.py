@@ -146,16 +146,7 @@ class _Bench:
         engine.store.measure = self._device.type == "cuda"
         engine.mark = self._mark
         self._engine = engine
-
-        def run_engine(batch: Batch) -> Tensor:
-            inside = updater.inside(RATE) if updater is not None and updater.inside_pass else None
-            total = engine.forward_backward(batch, divisor=float(batch.weights.sum()), on_gradients=inside)
-            if updater is not None and inside is None:
-                updater.step(RATE)
-                updater.zero()
-            return total
-
-        return run_engine
+        return step_of(engine, updater)
 
     def _mark(self, phase: str) -> None:
         if self._device.type == "cuda":
@@ -269,6 +260,20 @@ class _Bench:
             "predicted_phase": self._plan.memory.peak_phase,
             "predicted_host_bytes": self._plan.memory.host_bytes,
         }
+
+
+def step_of(engine: Engine, updater: Updater | None) -> Callable[[Batch], Tensor]:
+    """One forward and backward pass of an engine, with its update if there is an optimizer; the loss sum comes back."""
+
+    def step(batch: Batch) -> Tensor:
+        inside = updater.inside(RATE) if updater is not None and updater.inside_pass else None
+        total = engine.forward_backward(batch, divisor=float(batch.weights.sum()), on_gradients=inside)
+        if updater is not None and inside is None:
+            updater.step(RATE)
+            updater.zero()
+        return total
+
+    return step
 
 
 def workload_of(settings: BenchSettings, shape: ModelShape, device: torch.device, dtype: torch.dtype) -> Workload:

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -18,17 +17,23 @@ from longspan.parallel.dist import World
 from longspan.parallel.exchange import broadcast_
 from longspan.parallel.mesh import Mesh
 from longspan.pipeline.meshes import scheme_of
+from longspan.plan.meshes import choose_mesh
 
 END = "end"
+ANY_LENGTH = 2**40  # tokens: so that every window hides something
 
 
 def evaluation_mesh(decoder: Decoder, world: World) -> Mesh:
-    """All ranks share a context: Ulysses inside a node as far as heads allow, across nodes and beyond keys gather or
-    go round.
-    """
-    ranks, shape = world.launch.ranks, decoder.shape
-    ulysses = math.gcd(ranks, shape.heads, world.launch.local_ranks)
-    return Mesh(ulysses=ulysses, ring=ranks // ulysses, across="gather" if any(shape.windows) else "ring")
+    """The automatic mesh of one row that all ranks share, however long it is."""
+    return choose_mesh(
+        ranks=world.launch.ranks,
+        ranks_per_node=world.launch.local_ranks,
+        rows_per_step=1,
+        length=ANY_LENGTH,
+        heads=decoder.shape.heads,
+        windows=decoder.shape.windows,
+        fits=lambda _: True,
+    )
 
 
 def spread_prefill(decoder: Decoder, keep: Keep, world: World | None) -> Prefill | None:

@@ -25,12 +25,14 @@ def train_here(job: Job, rows: Sequence[Slots]) -> None:
     engines = StageEngines(job)
     if job.leads:
         write_json(job.folder.identity, job.train_inputs)
-    metrics, tracking = MetricsFile(job.folder.metrics), _tracking(job)
+    metrics = MetricsFile(job.folder.metrics) if job.leads else None
+    tracking = _tracking(job)
 
     def batches(stage: int, first_row: int, count: int) -> Batch:
         return collate([row for index in range(count) for row in rows[stage].slot(first_row + index)])
 
     def observe(step: StepMetrics) -> None:
+        assert metrics is not None, "the rank that leads speaks for all"
         metrics.write(step)
         if tracking is not None:
             tracking.observe(step)
