@@ -5,9 +5,9 @@ import torch
 from longspan.model.decoder import Decoder
 
 
-def compute_dtype(decoder: Decoder) -> torch.dtype:
-    """The type of matrix products, keys and values."""
-    return torch.bfloat16 if decoder.device.type == "cuda" else decoder.embed.weight.dtype
+def compute_dtype(decoder: Decoder, device: torch.device | None = None) -> torch.dtype:
+    """The type of matrix products, keys and values; `device` is where it will be, for one whose weights are unread."""
+    return torch.bfloat16 if (device or decoder.device).type == "cuda" else decoder.embed.weight.dtype
 
 
 def autocast(decoder: Decoder) -> torch.autocast:

@@ -44,7 +44,7 @@ def _fresh(projection: Projection, settings: LoraSettings, generator: torch.Gene
     down = torch.empty(settings.rank, projection.in_features, dtype=torch.float32)  # on the CPU: one stream of numbers
     nn.init.kaiming_uniform_(down, a=5**0.5, generator=generator)  # uniform within ±1/sqrt(in_features)
     up = torch.zeros(projection.out_features, settings.rank, dtype=torch.float32)
-    device = projection.weight.device
+    device = "cpu" if projection.weight.is_meta else projection.weight.device  # unread weights move later, with these
     return Adapter(down.to(device), up.to(device), settings.scale)
 
 

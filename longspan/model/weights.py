@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from longspan.model.decoder import Decoder
 from longspan.model.families.base import family_named, family_of
@@ -40,13 +41,39 @@ def load(folder: Path | str, *, device: torch.device | str = "cpu", dtype: torch
     if shape.tied and HEAD in entries:
         _check_tied(folder, entries[HEAD], entries[names["embed.weight"]])
 
-    decoder = decoder.to(dtype).to_empty(device=device)
-    if torch.device(device).type != "meta":  # which has sizes and no values
-        with torch.no_grad():
-            for ours, parameter in decoder.named_parameters():
-                parameter.copy_(entries[names[ours]].read())
+    decoder.to(dtype)
     decoder.source, decoder.config = folder.resolve(), config
+    if torch.device(device).type != "meta":  # which has sizes and no values
+        Unread(decoder, device=device).fill(decoder)
     return decoder
+
+
+class Unread:
+    """A decoder that was loaded on "meta", whose weights come out of its files part by part, as they are asked for.
+
+    So a rank that keeps some rows of every part never holds the whole model.
+    """
+
+    def __init__(self, decoder: Decoder, *, device: torch.device | str) -> None:
+        """`decoder` is as `load` gave it, adapters put onto it or not; `device` is where weights are wanted."""
+        assert decoder.source is not None, "a loaded decoder knows its folder"
+        family = family_of(decoder.config)
+        self._names, self._entries = family.names(decoder.shape), find_tensors(decoder.source)
+        self._places = {id(module): name for name, module in decoder.named_modules()}
+        self._device = device
+
+    @torch.no_grad()
+    def fill(self, part: nn.Module) -> None:
+        """Give all parameters of a module of the decoder their values, on the device, one at a time.
+
+        Types stay as they are; what has values already, as adapters do, moves.
+        """
+        for place, module in part.named_modules():
+            for name, parameter in list(module.named_parameters(recurse=False)):
+                ours = ".".join(filter(None, (self._places[id(part)], place, name)))
+                value = self._entries[self._names[ours]].read() if parameter.is_meta else parameter.data
+                value = value.to(self._device, parameter.dtype)
+                setattr(module, name, nn.Parameter(value, requires_grad=parameter.requires_grad))
 
 
 def _check_names(folder: Path, expected: set[str], entries: Mapping[str, Entry], *, tied: bool) -> None:

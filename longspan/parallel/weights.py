@@ -6,7 +6,7 @@ plain parameters: those that this rank keeps.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -19,6 +19,8 @@ from longspan.parallel.dist import ALONE, Axis, World
 from longspan.parallel.exchange import Pending, all_reduce_, reduce_rows
 from longspan.parallel.mesh import Mesh
 from longspan.parallel.pulse import Progress
+
+Fill = Callable[[nn.Module], None]
 
 
 class Weights(ABC):
@@ -126,12 +128,20 @@ class Shards(Weights):
     """Each parameter is cut by rows over the ranks of shard x ring x ulysses, and copied over those of replicate.
 
     `parts` are gathered one at a time, matrices with their biases in `dtype` where it is given, norms in their own
-    type. Every rank makes it, with the same parameters in place; afterwards they are `DTensor`s, and whole inside
-    `at_hand` only. Rows may be fewer than ranks. Source: arXiv:2304.11277; PyTorch FSDP2.
+    type. Every rank makes it, with the same parameters in place, or put there by `fill` just before a part is cut;
+    afterwards they are `DTensor`s, and whole inside `at_hand` only. Rows may be fewer than ranks.
+    Source: arXiv:2304.11277; PyTorch FSDP2.
     """
 
     def __init__(
-        self, module: nn.Module, parts: Iterable[nn.Module], *, world: World, mesh: Mesh, dtype: torch.dtype | None
+        self,
+        module: nn.Module,
+        parts: Iterable[nn.Module],
+        *,
+        world: World,
+        mesh: Mesh,
+        dtype: torch.dtype | None,
+        fill: Fill,
     ) -> None:
         super().__init__(module, world.progress)
         ranks = mesh.shard * mesh.context
@@ -142,6 +152,7 @@ class Shards(Weights):
         placed = made if mesh.replicate > 1 else made["rows"]
         self._units: dict[nn.Module, list[FSDPModule]] = {}
         for part in parts:
+            fill(part)
             self._units[part] = [_cut(unit, placed, None) for unit in part.modules() if _is_norm(unit)]
             if not _is_norm(part):
                 self._units[part].append(_cut(part, placed, dtype))
@@ -216,6 +227,10 @@ class Shards(Weights):
         return min(rows, self._rows.rank * -(-rows // self._rows.size))
 
 
+def _there_already(part: nn.Module) -> None:
+    """Nothing to fill."""
+
+
 def _is_norm(unit: nn.Module) -> bool:
     own = list(unit.parameters(recurse=False))
     return bool(own) and all(parameter.ndim == 1 for parameter in own)
@@ -228,9 +243,20 @@ def _cut(unit: nn.Module, mesh: DeviceMesh, dtype: torch.dtype | None) -> FSDPMo
 
 
 def place_weights(
-    module: nn.Module, parts: Iterable[nn.Module], *, world: World, mesh: Mesh, dtype: torch.dtype | None
+    module: nn.Module,
+    parts: Iterable[nn.Module],
+    *,
+    world: World,
+    mesh: Mesh,
+    dtype: torch.dtype | None,
+    fill: Fill = _there_already,
 ) -> Weights:
-    """Cut the weights over shard x ring x ulysses if that is more than one rank; else keep them whole, with copies."""
+    """Cut the weights over shard x ring x ulysses if that is more than one rank; else keep them whole, with copies.
+
+    `fill` gives a part its values: called just before it is cut, so that no rank ever holds more than one whole part.
+    """
     if mesh.shard * mesh.context > 1:
-        return Shards(module, parts, world=world, mesh=mesh, dtype=dtype)
+        return Shards(module, parts, world=world, mesh=mesh, dtype=dtype, fill=fill)
+    for part in parts:
+        fill(part)
     return Whole(module, list(world.axes(mesh).values()))

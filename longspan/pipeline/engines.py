@@ -8,6 +8,9 @@ from longspan.engine.hostmemory import HostMemory
 from longspan.engine.precision import compute_dtype
 from longspan.engine.run import Engine
 from longspan.engine.settings import EngineChoice
+from longspan.model.decoder import Decoder
+from longspan.model.weights import Unread
+from longspan.parallel.dist import World
 from longspan.parallel.weights import Weights, Whole, place_weights
 from longspan.pipeline.job import Job
 from longspan.pipeline.meshes import machine_of, scheme_of
@@ -53,15 +56,21 @@ class StageEngines:
     def __init__(self, job: Job) -> None:
         self.plan = job.plans[0]  # of the stage at work
         self._chosen, self._folder, self._world = choices(job), job.folder.anchors, job.world
-        self.decoder = job.base()
-        self.weights: Weights = Whole(self.decoder)
-        if job.world is not None:
-            dtype = compute_dtype(self.decoder)
-            self.weights = place_weights(
-                self.decoder, self.decoder.parts, world=job.world, mesh=self.plan.mesh, dtype=dtype
-            )
+        if job.world is None:
+            self.decoder = job.base()
+            self.weights: Weights = Whole(self.decoder)
+        else:
+            self.decoder, self.weights = self._placed(job, job.world)
             self._folder /= f"rank-{job.world.launch.rank}"
         self._host = HostMemory(job.device)
+
+    def _placed(self, job: Job, world: World) -> tuple[Decoder, Weights]:
+        """The decoder over the ranks. Out of a folder every rank reads one part at a time, and keeps its rows of it."""
+        unread = job.recipe.model.folder is not None
+        decoder = job.base(unread=unread)
+        fill = {"fill": Unread(decoder, device=world.device).fill} if unread else {}
+        dtype = compute_dtype(decoder, world.device)
+        return decoder, place_weights(decoder, decoder.parts, world=world, mesh=self.plan.mesh, dtype=dtype, **fill)
 
     def __call__(self, plan: StagePlan) -> Pass:
         """The pass of one stage."""

@@ -184,14 +184,16 @@ class Job:
         write_json(known, {"seen": seen, "sha256": identity})
         return identity
 
-    def base(self) -> Decoder:
+    def base(self, *, unread: bool = False) -> Decoder:
         """The decoder before training, on the device; what is new of it depends on the seed alone.
 
-        Adapters are on it if the recipe asks for them, and change nothing yet.
+        Adapters are on it if the recipe asks for them, and change nothing yet. With `unread` the weights of a model
+        folder stay in their files, for `longspan.model.weights.Unread` to bring.
         """
         model = self.recipe.model.folder
         if model is not None:
-            decoder = load(model, device=str(self.device), dtype=weight_dtype(self.recipe, self.device))
+            device = "meta" if unread else str(self.device)
+            decoder = load(model, device=device, dtype=weight_dtype(self.recipe, self.device))
         else:
             decoder = Decoder(*self.start)
             decoder.initialise(self.recipe.seed)

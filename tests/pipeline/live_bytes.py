@@ -4,6 +4,7 @@ import weakref
 from typing import Any
 
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -17,6 +18,8 @@ class LiveBytes(TorchDispatchMode):
         self._known: dict[int, Any] = {}
 
     def add(self, tensor: Tensor) -> None:
+        if tensor.is_meta or isinstance(tensor, DTensor):  # sizes, and bytes that lie in another tensor
+            return
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key not in self._known:

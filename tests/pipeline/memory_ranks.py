@@ -1,4 +1,4 @@
-"""The bytes of live tensors of one pass of the engine on a rank. No pytest here."""
+"""The bytes of live tensors on a rank: of one pass of the engine, and of reading a model. No pytest here."""
 
 import torch
 from live_bytes import LiveBytes
@@ -8,6 +8,8 @@ from longspan.attention.schemes.grid import ACROSS, Grid
 from longspan.attention.schemes.local import Local
 from longspan.attention.schemes.ulysses import Ulysses
 from longspan.engine.run import Engine
+from longspan.model.lora import add_lora
+from longspan.model.weights import Unread, load
 from longspan.parallel.weights import place_weights
 from longspan.pipeline.benchparts import random_batch, random_decoder
 from longspan.rope.frequencies import RopeBase
@@ -49,3 +51,16 @@ def _scheme(axes, mesh, choice):
     if mesh.ring == 1:
         return Ulysses(ulysses=axes["ulysses"], inner=local, **widths)
     return Grid(ring=axes["ring"], ulysses=axes["ulysses"], across=mesh.across, local=local, **widths)
+
+
+def unread_weights(world, folder, mesh, lora):
+    """A model folder over the ranks, read part by part: its own rows, the peak of live bytes, those of the whole."""
+    decoder = load(folder, device="meta")
+    if lora is not None:
+        add_lora(decoder, lora, 3)
+    with LiveBytes() as live:
+        fill = Unread(decoder, device=world.device).fill
+        weights = place_weights(decoder, decoder.parts, world=world, mesh=mesh, dtype=None, fill=fill)
+    rows = {name: (weights.first_row(name), kept.detach().clone()) for name, kept in weights.kept.items()}
+    trained = [name for name, kept in weights.kept.items() if kept.requires_grad]
+    return rows, trained, live.peak
