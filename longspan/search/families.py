@@ -23,11 +23,31 @@ POWERS = (-2.0, 2.0)  # of two, by which a theta's growth is stretched
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """A method of `size` numbers, each from 0 to 1. `starts` are points worth trying first."""
+    """A method of `size` numbers, each from 0 to 1. `starts` are points worth trying first.
+
+    Where the last number is the attention factor, `formula_heat` is the place of its formula.
+    """
 
     size: int
     method: Callable[[Sequence[float]], Method]
     starts: tuple[tuple[float, ...], ...]
+    formula_heat: float | None = None
+
+    @property
+    def without_heat(self) -> "Family":
+        """The family with the attention factor of its formula: for rows that skip.
+
+        Few keys dilute no attention, so such rows ask for no heat, whatever the length; whole texts do. Source:
+        docs/LOG.md, 2026-11-24.
+        """
+        if self.formula_heat is None:
+            return self
+        heat, method = self.formula_heat, self.method
+        return Family(
+            size=self.size - 1,
+            method=lambda point: method((*point, heat)),
+            starts=tuple(dict.fromkeys(start[:-1] for start in self.starts)),
+        )
 
 
 def longrope2(space: Space) -> Family:
@@ -62,7 +82,7 @@ def longrope2(space: Space) -> Family:
     like_yarn = tuple((place, share, 0.75, 0.0, 0.0, g) for share in kept for g in (0.5, 0.9))
     like_ntk = tuple((c, 0.0, straight, 0.0, 0.0, 0.5) for c in (place, place / 2))
     like_law = ((place, 0.0, straight, 0.0, law / steepest, 0.0),)
-    return Family(size=6, method=method, starts=like_yarn + like_ntk + like_law)
+    return Family(size=6, method=method, starts=like_yarn + like_ntk + like_law, formula_heat=0.5)
 
 
 def yarn(space: Space) -> Family:
@@ -86,7 +106,7 @@ def yarn(space: Space) -> Family:
         ((math.log(fast) - bottom) / (top - bottom), (math.log(slow) - bottom) / (math.log(fast) - bottom), 2 / 3)
         for fast, slow in ((32, 1), (4, 1))
     )
-    return Family(size=3, method=method, starts=published)
+    return Family(size=3, method=method, starts=published, formula_heat=2 / 3)
 
 
 def ntk(space: Space) -> Family:

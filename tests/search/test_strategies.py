@@ -16,6 +16,7 @@ from longspan.rope.methods.yarn import Yarn
 from longspan.search.desk import Spent
 from longspan.search.families import FAMILIES
 from longspan.search.halving import halve
+from longspan.search.judge import Sheet
 from longspan.search.strategies.base import Strategy
 from longspan.search.strategies.evolution import KEPT_TOKENS, Evolution
 from longspan.search.strategies.formula import Formula
@@ -232,6 +233,28 @@ def test_families_hold_the_published_formulas(family):
     if family == "theta_law":
         assert isinstance(methods[1], Default)
         assert methods[1].theta == pytest.approx(8.563e6, rel=1e-3)  # positions.md, section 3: SmolLM2 at 128K
+
+
+@pytest.mark.parametrize(
+    ("strategy", "heat"),
+    [
+        (Structured(family="yarn", evaluations=24), 0.1 * math.log(8) + 1),  # YaRN's formula at 8x
+        (Structured(evaluations=24), math.sqrt(1 + math.log(8) / math.log(8192))),  # LongRoPE's
+        (Gradient(steps=6), math.sqrt(1 + math.log(8) / math.log(8192))),
+    ],
+    ids=["yarn", "longrope2", "gradient"],
+)
+def test_only_whole_texts_tune_the_attention_factor(strategy, heat, tmp_path):
+    for kind in ("skip", "full"):
+        desk = explored(strategy, tmp_path / f"{kind}.jsonl", sheet=Sheet(kind=kind))
+        tried = [candidate.method for candidate, _ in desk.tried.values()]
+        if isinstance(strategy, Gradient):
+            tried = tried[-6:]  # after the closed formulas
+        found = [method.attention_factor for method in tried]
+        if kind == "skip":
+            assert found == pytest.approx([heat] * len(found), rel=1e-12)
+        else:
+            assert len(set(found)) > 3
 
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != "window"])

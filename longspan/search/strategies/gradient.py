@@ -24,8 +24,9 @@ DECAYS, EPSILON = (0.9, 0.99), 1e-8  # of Adam
 class Gradient(Strategy):
     """ln λ_i is the sum of i + 1 increments softplus(u_j), and Adam moves the u, so factors never fall.
 
-    It starts from the best of the closed formulas, and moves the attention factor too, above 1. One step is one
-    evaluation, a forward and a backward pass. Source of the rule: Kingma and Ba, arXiv:1412.6980.
+    It starts from the best of the closed formulas. On whole texts it moves the attention factor too, above 1; on rows
+    that skip, where few keys dilute nothing, that stays LongRoPE's. One step is one evaluation, forward and backward.
+    Source of the rule: Kingma and Ba, arXiv:1412.6980.
     """
 
     kind: Literal["gradient"] = "gradient"
@@ -44,7 +45,8 @@ class Gradient(Strategy):
         start = STARTS[min(range(len(STARTS)), key=losses.__getitem__)]
         logs = [math.log(factor) for factor in desk.space.stretch(start)]
         heat = math.log(start.frequencies(desk.space.base, desk.space.length).attention_factor)
-        steps = [logs[0], *(b - a for a, b in pairwise(logs)), heat]
+        heats = [heat] if desk.sheet.kind == "full" else []
+        steps = [logs[0], *(b - a for a, b in pairwise(logs)), *heats]
         values = [_inverse_softplus(max(step, LEAST_STEP)) for step in steps]
         adam = _Adam(len(values), self.learning_rate)
         for _ in range(self.steps):
@@ -54,7 +56,8 @@ class Gradient(Strategy):
                 return
             by_logs = [*slope.by_log_factors]
             tails = [math.fsum(by_logs[pair:]) for pair in range(len(by_logs))]
-            gradient = [g * _sigmoid(u) for g, u in zip([*tails, slope.by_log_attention], values, strict=True)]
+            by_values = [*tails, slope.by_log_attention][: len(values)]
+            gradient = [g * _sigmoid(u) for g, u in zip(by_values, values, strict=True)]
             values = adam.step(values, gradient)
 
 
@@ -62,12 +65,13 @@ STARTS: tuple[Method, ...] = (Linear(), Ntk(), ThetaLaw(), Yarn(), Yarn(beta_fas
 
 
 def _method(desk: Desk, values: Sequence[float]) -> Method:
-    """The settings of some u: running sums of their softplus, and the attention factor last."""
+    """The settings of some u: running sums of their softplus, and then the attention factor if it is among them."""
     total, factors = 0.0, []
-    for value in values[:-1]:
+    for value in values[: desk.space.pairs]:
         total += _softplus(value)
         factors.append(math.exp(total))
-    return desk.space.longrope(factors, attention_factor=math.exp(_softplus(values[-1])))
+    heats = values[desk.space.pairs :]
+    return desk.space.longrope(factors, attention_factor=math.exp(_softplus(heats[0])) if heats else None)
 
 
 class _Adam:

@@ -21,7 +21,8 @@ class Structured(Strategy):
 
     `family` "longrope2" holds what LongRoPE2 searches pair by pair in six numbers: where the ramp begins and ends and
     how it bends, how far slow pairs go beyond the factor, their slope, and the attention factor. "yarn" tunes YaRN,
-    "ntk" and "theta_law" a theta; "window" shrinks an extended model's factors for its original window.
+    "ntk" and "theta_law" a theta; "window" shrinks an extended model's factors for its original window. On rows that
+    skip, the attention factor stays that of its formula.
     """
 
     kind: Literal["structured"] = "structured"
@@ -59,6 +60,8 @@ class Structured(Strategy):
         """Known points first, then generations around the best of them, until the budget is spent."""
         self.require()
         family = FAMILIES[self.family](desk.space)
+        if desk.sheet.kind == "skip":
+            family = family.without_heat
         known = desk.losses([Candidate(method=family.method(point)) for point in family.starts])
         start = family.starts[int(np.argmin(known))]
         optimizer: Any = importlib.import_module("cmaes").CMA(
