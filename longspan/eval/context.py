@@ -37,9 +37,11 @@ class DecoderReader:
         return self._near if self._far is None or tokens < FAR_TOKENS else self._far
 
     def read(self, tokens: Ids, *, room_tokens: int) -> "KeptContext":
-        """The context, kept, with room for questions and answers of `room_tokens`."""
+        """The context, read and kept, with room for questions and answers of `room_tokens`."""
         prefill = self._prefill(len(tokens))
-        return KeptContext(prefill, prefill.read(torch.from_numpy(tokens)), room_tokens=room_tokens)
+        kept = prefill.read(torch.from_numpy(tokens))
+        prefill.wait()  # so that the seconds of reading in a row are those of the device
+        return KeptContext(prefill, kept, room_tokens=room_tokens)
 
     def token_nll(self, tokens: Ids) -> NDArray[np.float32]:
         """Loss in nats of tokens[1:]. Raises `ModelError` when it is not finite."""

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longspan.engine.kept import Keep
+from longspan.engine.prefill import Prefill
 from longspan.eval.context import DecoderReader
 from longspan.probes import Branch, Item
 from longspan.utils.errors import DataError, ModelError
@@ -162,3 +163,10 @@ def test_token_nll_equals_whole_logits():
     found = DecoderReader(DECODER).token_nll(text)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected.numpy(), atol=1e-4)
+
+
+def test_a_context_has_been_read_when_its_seconds_are_taken(monkeypatch):
+    reader, waited = DecoderReader(DECODER), []
+    monkeypatch.setattr(Prefill, "wait", lambda prefill: waited.append(prefill._kept is not None))
+    reader.read(tokens(9), room_tokens=3)
+    assert waited == [True]  # a device would otherwise still be at work
