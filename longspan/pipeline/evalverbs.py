@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from longspan.pipeline.evalrows import compare, merge, rebuild
+from longspan.pipeline.harness import run as run_harness
 from longspan.pipeline.observer import SILENT, Observer, Stop, never
 from longspan.pipeline.recipe import Recipe
 from longspan.pipeline.served import evaluate_server
@@ -14,6 +15,7 @@ EVAL_VERBS = {
     "merge": "longspan eval merge INTO ROWS [ROWS ...]",
     "compare": "longspan eval compare FIRST SECOND",
     "server": "longspan eval server RECIPE URL MODEL",
+    "harness": "longspan eval harness MODEL [WORDS OF lm_eval]",
 }
 
 
@@ -24,7 +26,7 @@ def eval_verb(
 
     Raises `ConfigError` when the words do not fit, and whatever the work itself raises.
     """
-    wanted = {"rebuild": (2, 2), "merge": (2, 1000), "compare": (2, 2), "server": (3, 3)}[what]
+    wanted = {"rebuild": (2, 2), "merge": (2, 1000), "compare": (2, 2), "server": (3, 3), "harness": (1, 1000)}[what]
     if not wanted[0] <= len(words) <= wanted[1]:
         raise ConfigError(
             "cli.usage",
@@ -41,6 +43,9 @@ def eval_verb(
     if what == "server":
         found = evaluate_server(Recipe.read(Path(words[0])), words[1], words[2], observer=observer, stop=stop)
         return "".join(f"{key}: {value}\n" for key, value in found.items()), found
+    if what == "harness":
+        run_harness(Path(words[0]), words[1:])
+        return "", {"model": words[0]}
     found = compare(Path(words[0]), Path(words[1]))
     return "".join(_told(entry) for entry in found["differences"]), found
 

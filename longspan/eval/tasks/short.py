@@ -150,7 +150,9 @@ def _scores(
         groups.setdefault(context.tobytes(), []).append(at)
     for group in groups.values():
         context = tokens[group[0]]
-        head, last = context[:-1] if len(context) > 1 else context, tuple(context[-1:].tolist())
+        # The last token asks; a newline stands before one that nothing else does.
+        head = context[:-1] if len(context) > 1 else _ids(desk.material, "\n")
+        last = tuple(context[-1:].tolist())
         reading = desk.reader.read(head, room_tokens=1 + max(len(answers[at]) for at in group))
         item = Item(question="", answer="")
         branches = [
