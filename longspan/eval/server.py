@@ -27,7 +27,7 @@ class ServerReader:
     ) -> None:
         self.url, self.model = url.rstrip("/"), model
         self.encode, self.decode = encode, decode
-        self._post = post or _post
+        self._post = post or post_json
 
     def read(self, tokens: Ids, *, room_tokens: int) -> "ServedContext":  # noqa: ARG002 - the server has its own limit
         """The context, which is sent with every question."""
@@ -94,10 +94,13 @@ class ServedContext:
         return found
 
 
-def _post(address: str, body: dict[str, Any]) -> dict[str, Any]:
-    request = urllib.request.Request(
-        address, data=json.dumps(body).encode(), headers={"Content-Type": "application/json"}, method="POST"
-    )
+def post_json(address: str, body: dict[str, Any], *, key: str = "") -> dict[str, Any]:
+    """The JSON answer of a server to a JSON body; a `key` goes with it as a bearer token.
+
+    Raises `ModelError` for an address that is not http, no answer, or one that is no JSON object.
+    """
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+    request = urllib.request.Request(address, data=json.dumps(body).encode(), headers=headers, method="POST")
     if request.type not in ("http", "https"):
         raise ModelError("eval.server-address", "no http address", where=address, fix="http://HOST:PORT/v1")
     try:
