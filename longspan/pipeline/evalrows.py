@@ -1,15 +1,13 @@
 """Rows of evaluations: the exact context of one, those of several machines together, two models compared."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-from longspan.config import kind_class
 from longspan.data.store import TokenStore
 from longspan.data.tokenize import load_tokenizer, plain_encode
 from longspan.eval.desk import Material
+from longspan.eval.evaluate import task_of
 from longspan.eval.rows import Row, Rows, counts_as_score, ids_sha256
-from longspan.eval.tasks.base import Task
 from longspan.probes import Branch, Context
 from longspan.utils.errors import ConfigError, DataError
 from longspan.utils.stats import Group, holm, paired, paired_p
@@ -26,9 +24,7 @@ def rebuild(path: Path, key: str) -> dict[str, Any]:
     material = _material(path, seed=row["spec"]["seed"])
     if material.text_id != row["spec"]["text"]:
         raise _changed("the held-out texts or their tokenizer are not those that the row was made from", path)
-    settings = row["spec"]["task"]
-    task = kind_class("longspan.eval.tasks", settings["kind"]).model_validate_json(json.dumps(settings))
-    assert isinstance(task, Task)
+    task = task_of(row, where=str(path))
     context = task.rebuild(material, row["spec"]["place"])
     if ids_sha256(context.tokens) != row["context"]:
         raise _changed(
