@@ -38,7 +38,7 @@ longspan takes a language model that was trained on a short context and gives ba
   eval RECIPE [WHEN] [OVERRIDES]    evaluate the model `before` or `after` training (after, unless told)
   eval rebuild ROWS KEY             print the exact context and question of one row of a run's eval/*.rows.jsonl
   eval merge INTO ROWS [ROWS ...]   add the rows of other machines to a file
-  eval compare FIRST SECOND         what differs between two files of rows on the contexts that both answered
+  eval compare FIRST SECOND [PAGE]  what differs between two files of rows on the contexts that both answered
   eval server RECIPE URL MODEL      evaluate a model behind an OpenAI-compatible server with a recipe's tasks
   eval harness MODEL [WORDS]        run lm-evaluation-harness on a model folder, with the words of its own command
   export RECIPE [OVERRIDES]         write the trained model as a Hugging Face folder and check it

@@ -142,16 +142,17 @@ def evaluation_of(rows: Sequence[Row], *, name: str) -> Evaluation:
         if settings not in tasks:
             tasks[settings] = (task_of(row, where=name), [])
         tasks[settings][1].append(row)
-    findings = [task.findings(mine) for task, mine in tasks.values()]
+    findings, scores = [task.findings(mine) for task, mine in tasks.values()], scores_of(rows)
+    shared: dict[str, Any] = {key: rows[0][key] for key in ("dtype", "kv_dtype", "attention") if key in rows[0]}
     return Evaluation(
         name=name,
         model=models[0],
         cells=tuple(cell for found in findings for cell in found.cells),
         bins=tuple(entry for found in findings for entry in found.bins),
         seconds=sum(row["seconds"] for row in rows),
-        scores=scores_of(rows),
+        scores=scores,
         recalls=tuple(entry for found in findings for entry in found.recalls),
-        facts=_facts_of(findings),
+        facts={**shared, **_facts_of(findings), **packed_minus_single(scores)},
     )
 
 
