@@ -12,6 +12,7 @@ from longspan.records import Evaluation, StepMetrics
 from longspan.report import numbers
 from longspan.report.curves import loss_by_position, training_charts
 from longspan.report.heatmap import axes, chart_css, heatmap_row, legend, map_size, probes
+from longspan.report.lengths import length_chart
 from longspan.report.race import race_chart, read_race
 from longspan.report.scores import difference_rows, recall_chart, score_tables
 from longspan.report.svg import clean
@@ -88,6 +89,7 @@ def _view(data: ReportData) -> dict[str, Any]:
         "recall": recall_chart(evaluations, trained_length=data.trained_length or 0),
         "differences": difference_rows(data.differences),
         "measured": {e.name: e.facts for e in evaluations if e.facts},
+        "lengths": length_chart(evaluations),
         "position_chart": loss_by_position(evaluations, trained_length=data.trained_length or 0),
         "positions": position_table(evaluations),
         "race": race_chart(read_race(data.race))[0] if data.race else None,

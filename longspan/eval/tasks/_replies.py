@@ -96,7 +96,8 @@ def shape(name: str, rows: Sequence[Row]) -> dict[str, float]:
     itself. `words_between_seeds` is the deviation of the lengths of one prompt's replies, mean over prompts. After the
     length profiles of CASTILLO (arXiv:2505.16881), loops and capped replies counted apart.
     """
-    facts = {key: fmean(repetition(row["prediction"])[key] for row in rows) for key in repetition("")}
+    repeated = [repetition(row["prediction"]) for row in rows]
+    facts = {key: fmean(each[key] for each in repeated) for key in repeated[0]}
     capped = [row for row in rows if row["stop"] == "cap"]
     facts["stopped"] = 1 - len(capped) / len(rows)
     facts["capped"] = len(capped) / len(rows)

@@ -1,7 +1,7 @@
 """Length following: texts of a given number of words, scored as LongBench-Write, LonGen and TLG score them."""
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Annotated, Any, Literal
 
@@ -54,20 +54,24 @@ class Writing(Replies):
         self._prompt(material, words=self.words[0], sample=0)
 
     def run(self, desk: Desk) -> Findings:
-        """Every prompt in turn; means by length are facts."""
+        """Every prompt in turn."""
         rows: list[Row] = []
-        facts: dict[str, Any] = {}
         for words in self.words:
-            mine: list[Row] = []
             for sample in range(self.samples):
                 context, name = self._prompt(desk.material, words=words, sample=sample), f"writing/{words}"
                 spec = self.spec(words=words, sample=sample)
-                found = self.replies(desk, context, name=name, cluster=f"{name}/{sample}", spec=spec)
-                mine += [{**row, **scored(words, row["prediction"])} for row in found]
-            for key in scored(words, ""):
-                facts[f"writing_{words}_{key}"] = fmean(row[key] for row in mine)
-            facts |= shape(f"writing_{words}", mine)
-            rows += mine
+                rows += self.replies(desk, context, name=name, cluster=f"{name}/{sample}", spec=spec)
+        return self.findings(rows)
+
+    def findings(self, rows: Sequence[Row]) -> Findings:
+        """Means by length are facts."""
+        facts: dict[str, Any] = {}
+        for words in self.words:
+            mine = [row for row in rows if row["spec"]["place"]["words"] == words]
+            if mine:
+                each = [scored(words, row["prediction"]) for row in mine]
+                facts |= {f"writing_{words}_{key}": fmean(scores[key] for scores in each) for key in each[0]}
+                facts |= shape(f"writing_{words}", mine)
         return Findings(rows=tuple(rows), facts=facts)
 
     def rebuild(self, material: Material, place: Mapping[str, Any]) -> Context:
