@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from evaluation_parts import Bench, Waiting
+from evaluation_parts import Bench
 
 from longspan.engine.anchors import anchor_keys
 from longspan.engine.kept import Keep, layer_bytes
@@ -37,6 +37,7 @@ from longspan.plan.flops import share_of_peak
 from longspan.plan.machine import peak_flops
 from longspan.plan.shapes import named_shape
 from longspan.probes.needle import Needle
+from longspan.utils.errors import LongspanError
 
 K = 1024
 Line = dict[str, Any]
@@ -62,7 +63,7 @@ def ask(bench: Bench, task: Grid, *, only: int | None = None) -> Line:
     with tempfile.TemporaryDirectory() as folder:
         rows = Rows(Path(folder) / "rows.jsonl")
         desk = Desk(
-            reader=Waiting(bench),
+            reader=bench.reader(),
             material=material,
             rows=rows,
             model_id="bench",
@@ -177,6 +178,7 @@ def large(bench: Bench, *, tokens: int, layers: int, keep: Keep) -> Line:
     shape = named_shape("llama3-8b", layers=layers)
     decoder = bench.random(shape, theta=500_000.0, length=tokens)
     prefill = Prefill(decoder, keep)
+    prefill.read(bench.ids(tokens // 8))  # kernels are tried and plans built, which takes seconds
     if bench.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     kept: list[Any] = []
@@ -258,7 +260,7 @@ def run(cell: Cell, bench: Bench, given: argparse.Namespace, shared: Line) -> bo
     start = time.monotonic()
     try:
         found = cell.run(bench)
-    except (RuntimeError, AssertionError, MemoryError) as error:  # the others may still run
+    except (LongspanError, RuntimeError, AssertionError, MemoryError) as error:  # the others may still run
         print(f"# failed: {cell.name}: {type(error).__name__}: {error}", flush=True)
         return False
     line = {"cell": cell.name, "cell_seconds": round(time.monotonic() - start, 2), **found, **shared}

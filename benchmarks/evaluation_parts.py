@@ -104,18 +104,3 @@ class Bench:
         shape = self.decoder().shape
         matrices = shape.parameters - shape.vocabulary * shape.width
         return 2.0 * matrices * tokens + 2.0 * shape.layers * shape.heads * shape.head_dim * tokens**2
-
-
-class Waiting:
-    """A reader that is done when its device is, so that reading and asking are told apart."""
-
-    def __init__(self, bench: Bench) -> None:
-        self._bench = bench
-
-    def read(self, tokens: Any, *, room_tokens: int) -> Any:
-        reading = self._bench.reader().read(tokens, room_tokens=room_tokens)
-        self._bench.wait()
-        return reading
-
-    def token_nll(self, tokens: Any) -> Any:
-        return self._bench.reader().token_nll(tokens)

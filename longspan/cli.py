@@ -23,6 +23,7 @@ SPREAD_VERBS = ("run", "train", "verify", "eval")  # work on all ranks
 LOST = "parallel.lost"  # a rank that is gone: the same command goes on
 TOLD: dict[str, Any] = {"status": "told"}  # by another process, which has the answer
 # They take a recipe and overrides, and have a help of their own.
+EVAL_WORDS = ("rebuild", "merge", "compare", "server", "harness")
 RECIPE_VERBS = ("run", "data", "train", "verify", "eval", "export", "report", "search")
 
 HELP = """\
@@ -37,8 +38,9 @@ longspan takes a language model that was trained on a short context and gives ba
   eval RECIPE [WHEN] [OVERRIDES]    evaluate the model `before` or `after` training (after, unless told)
   eval rebuild ROWS KEY             print the exact context and question of one row of a run's eval/*.rows.jsonl
   eval merge INTO ROWS [ROWS ...]   add the rows of other machines to a file
-  eval compare FIRST SECOND         what differs between two files of rows on the contexts that both answered
+  eval compare FIRST SECOND [PAGE]  what differs between two files of rows on the contexts that both answered
   eval server RECIPE URL MODEL      evaluate a model behind an OpenAI-compatible server with a recipe's tasks
+  eval harness MODEL [WORDS]        run lm-evaluation-harness on a model folder, with the words of its own command
   export RECIPE [OVERRIDES]         write the trained model as a Hugging Face folder and check it
   export --check FOLDER             what each engine rotates with under a folder's config.json
   report RECIPE [OVERRIDES]         write the page and the summary from what is there
@@ -150,7 +152,7 @@ def _recipe_verb(verb: str, words: list[str], *, as_json: bool) -> tuple[int, di
             print(f"{_usage(verb)}\n\nlongspan {verb} RECIPE --help lists every key that can be overridden")
             return OK, {"status": "ok"}
         raise ConfigError("cli.usage", f"{verb} needs a recipe", where=_usage(verb), fix="name a .toml file first")
-    if verb == "eval" and words[0] in ("rebuild", "merge", "compare", "server") and not Path(words[0]).exists():
+    if verb == "eval" and words[0] in EVAL_WORDS and not Path(words[0]).exists():
         return _eval_more(words[0], words[1:], as_json=as_json)
     typed = [verb, *words, *(["--json"] if as_json else [])]
     path, words = Path(words[0]), words[1:]

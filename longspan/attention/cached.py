@@ -77,17 +77,19 @@ def masked(
 
     A query that sees nothing gets zeros and a log-sum-exp of −inf.
     """
-    dtype, ratio = wide(q), q.shape[1] // k.shape[1]
-    keys, values = (x.to(dtype).repeat_interleave(ratio, dim=1) for x in (k, v))
+    # Query heads that share a key/value head are rows of one matrix: its keys are widened once, not once a head.
+    dtype, groups = wide(q), k.shape[:2]
+    keys, values = k.to(dtype), v.to(dtype)
     o, lse = torch.empty_like(q), q.new_empty(q.shape[:3], dtype=dtype)
     step = max(1, SCORES // max(1, q.shape[0] * q.shape[1] * k.shape[2]))
     for start in range(0, q.shape[2], step):
-        rows = slice(start, start + step)
-        scores = q[:, :, rows].to(dtype) @ keys.transpose(-1, -2) * q.shape[-1] ** -0.5
-        scores = scores.masked_fill(~seen[:, None, rows], float("-inf"))
+        some, allowed = q[:, :, start : start + step].to(dtype), seen[:, None, start : start + step]
+        scores = some.reshape(*groups, -1, some.shape[3]) @ keys.transpose(-1, -2) * some.shape[3] ** -0.5
+        scores = scores.view(*some.shape[:3], -1).masked_fill(~allowed, float("-inf"))
         largest = scores.amax(-1, keepdim=True).clamp_min(torch.finfo(dtype).min)  # −inf − (−inf) would be NaN
         p = (scores - largest).exp()
         total = p.sum(-1, keepdim=True)
-        o[:, :, rows] = p @ values / total.clamp_min(torch.finfo(dtype).tiny)
-        lse[:, :, rows] = (total.log() + largest)[..., 0]
+        found = (p.view(*groups, -1, p.shape[3]) @ values).view(some.shape)
+        o[:, :, start : start + step] = found / total.clamp_min(torch.finfo(dtype).tiny)
+        lse[:, :, start : start + step] = (total.log() + largest)[..., 0]
     return o, lse

@@ -95,6 +95,11 @@ class Prefill:
         self._kept.finish()
         return self._kept
 
+    def wait(self) -> None:
+        """Until the device has done all that it was asked for."""
+        if self.decoder.device.type == "cuda":
+            torch.cuda.synchronize(self.decoder.device)
+
     @torch.no_grad()
     def token_nll(self, tokens: Int[Tensor, " S"]) -> Float[Tensor, " targets"]:
         """Loss in nats of tokens[1:], each given all tokens before it; float32 `[S − 1]`, logits never whole."""
@@ -220,11 +225,13 @@ class AfterContext(Scheme):
 
     `at [B, n]` says where in its own question each token stands, always before `reach`. `own_k` and `own_v
     [B, g, room, d]` keep the questions' own keys and values in this layer, and are written here. `context` are the
-    keys and values that this rank keeps, of tokens at `places` of `length`; over the ranks of `axes` it is whole.
+    keys and values that this rank keeps, of tokens at `places` of `length`; over the ranks of `axes` it is whole. A
+    window leaves some of them to see: those at `near`, as `near_end` gives it.
     """
 
     context: tuple[Tensor, Tensor]
     places: Int[Tensor, " S"]
+    near: Int[Tensor, " R"] | None
     length: int
     axes: tuple[Axis, ...]
     own_k: Float[Tensor, "B g room d"]
@@ -259,13 +266,11 @@ class AfterContext(Scheme):
     def _over_context(self, q: Tensor, window: int | None) -> tuple[Tensor, Tensor]:
         """Attention over the whole context: that over this rank's keys, merged with the others' in one order."""
         keys, values = self.context
-        if window is None:
+        if window is None or self.near is None:
             o, lse = over_all(q, keys, values)
         else:
-            reach = torch.nonzero(self.places > self.length - window)[:, 0]  # what any question may see
-            reach = reach if len(reach) else reach.new_zeros(1)  # a key that the mask hides
-            away = self.length + self.at.flatten()[:, None] - self.places[reach]
-            found = masked(q[None], keys[None, :, reach], values[None, :, reach], (away < window)[None])
+            away = self.length + self.at.flatten()[:, None] - self.places[self.near]
+            found = masked(q[None], keys[None, :, self.near], values[None, :, self.near], (away < window)[None])
             o, lse = (x[0] for x in found)
         for axis in self.axes:
             sizes = [q.shape[1]] * axis.size
@@ -283,6 +288,12 @@ class AfterContext(Scheme):
         raise AssertionError("questions after a kept context have no gradients")
 
 
+def near_end(places: Int[Tensor, " S"], length: int, window: int) -> Int[Tensor, " R"]:
+    """Which keys any question after a context of `length` may see under a window: the first if there are none."""
+    found = torch.nonzero(places > length - window)[:, 0]
+    return found if len(found) else found.new_zeros(1)  # a key that the mask hides
+
+
 class Branches:
     """`count` texts that go on after one kept context, side by side, each of up to `room_tokens` tokens."""
 
@@ -293,8 +304,11 @@ class Branches:
         # One place more than there is room: what pads a shorter text may be written there, and nothing sees it.
         size = (shape.layers, count, shape.kv_heads, room_tokens + 1, shape.head_dim)
         self._keys, self._values = (torch.zeros(size, dtype=prefill.dtype, device=device) for _ in range(2))
-        self.lengths = torch.zeros(count, dtype=torch.int64, device=device)
+        self.lengths = [0] * count
         self.room_tokens = room_tokens
+        # Found once, not in every layer: the device must tell how many they are.
+        windows = {window for window in shape.windows if window is not None}
+        self._near = {window: near_end(kept.places, kept.length, window) for window in windows}
         self._reach = 0  # places of `own` that may hold something
 
     @torch.no_grad()
@@ -305,9 +319,14 @@ class Branches:
         width = max(counts)
         assert len(texts) == len(self.lengths)
         assert min(counts) > 0
-        padded = torch.tensor([[*text, *[0] * (width - len(text))] for text in texts], device=device)
-        at = self.lengths[:, None] + torch.arange(width, device=device)
-        at = at.clamp_max(self.room_tokens)
+        # Two numbers a token, counted here and sent at once: every copy to a device waits for it.
+        padded, at = torch.tensor(
+            [
+                [[*text, *[0] * (width - len(text))] for text in texts],
+                [[min(length + i, self.room_tokens) for i in range(width)] for length in self.lengths],
+            ],
+            device=device,
+        )
         store = Store(
             device, tokens=padded.numel(), tile_tokens=min(TILE_TOKENS, padded.numel()), host=HostMemory(device)
         )
@@ -319,10 +338,18 @@ class Branches:
         parts = zip(self._prefill.blocks(), self._kept.layers(), self._keys, self._values, strict=True)
         for block, context, keys, values in parts:
             scheme = AfterContext(
-                context, self._kept.places, self._kept.length, self._prefill.axes, keys, values, at, self._reach
+                context=context,
+                places=self._kept.places,
+                near=None if block.window is None else self._near[block.window],
+                length=self._kept.length,
+                axes=self._prefill.axes,
+                own_k=keys,
+                own_v=values,
+                at=at,
+                reach=self._reach,
             )
             own = replace(work, scheme=scheme, groups=whole)
             self._prefill.block(BlockPass(block, own, dtype=self._prefill.dtype), x, own)
-        self.lengths += torch.tensor(counts, device=device)
+        self.lengths = [length + count for length, count in zip(self.lengths, counts, strict=True)]
         rows = x.view(*padded.shape, -1)
         return [row[:count] for row, count in zip(rows, counts, strict=True)]

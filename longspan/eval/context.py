@@ -1,6 +1,7 @@
 """A decoder as a reader: a context is read once, and questions after it cost only their own tokens."""
 
-from collections.abc import Iterator, Sequence
+import random
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from longspan.engine.kept import Keep, Kept
 from longspan.engine.precision import autocast
 from longspan.engine.prefill import LOGIT_ROWS, Branches, Prefill
-from longspan.eval.desk import Asked, Score
+from longspan.eval.desk import Asked, Sampling, Score
 from longspan.eval.text import Ids
 from longspan.model.decoder import Decoder
 from longspan.utils.errors import DataError, ModelError
@@ -37,9 +38,11 @@ class DecoderReader:
         return self._near if self._far is None or tokens < FAR_TOKENS else self._far
 
     def read(self, tokens: Ids, *, room_tokens: int) -> "KeptContext":
-        """The context, kept, with room for questions and answers of `room_tokens`."""
+        """The context, read and kept, with room for questions and answers of `room_tokens`."""
         prefill = self._prefill(len(tokens))
-        return KeptContext(prefill, prefill.read(torch.from_numpy(tokens)), room_tokens=room_tokens)
+        kept = prefill.read(torch.from_numpy(tokens))
+        prefill.wait()  # so that the seconds of reading in a row are those of the device
+        return KeptContext(prefill, kept, room_tokens=room_tokens)
 
     def token_nll(self, tokens: Ids) -> NDArray[np.float32]:
         """Loss in nats of tokens[1:]. Raises `ModelError` when it is not finite."""
@@ -47,6 +50,26 @@ class DecoderReader:
         _refuse_not_finite(losses, len(tokens))
         found: NDArray[np.float32] = losses.cpu().numpy()
         return found
+
+    @torch.no_grad()
+    def score_after_token(self, token: int, answer: Sequence[int]) -> Score:
+        """Teacher-forced score of an answer that only one token stands before, by a plain forward.
+
+        Raises `DataError` when it is longer than `BATCH_TOKENS`: logits are whole.
+        """
+        if len(answer) > BATCH_TOKENS:
+            raise DataError(
+                "eval.over-length",
+                f"an answer of {len(answer)} tokens after a context of one",
+                fix=f"score at most {BATCH_TOKENS} tokens so, or ask for the loss of the whole text",
+            )
+        gold = torch.tensor(list(answer), device=self.decoder.device)
+        text = torch.tensor([[token, *answer[:-1]]], device=self.decoder.device)
+        with autocast(self.decoder):
+            logits = self.decoder(text)[0]
+        _refuse_not_finite(logits, len(answer))
+        logprobs = logits.float().log_softmax(-1).gather(1, gold[:, None]).double()
+        return Score(hit=bool((logits.argmax(-1) == gold).all()), logprob=float(logprobs.sum()))
 
     @torch.no_grad()
     def check(self) -> float:
@@ -111,11 +134,18 @@ class KeptContext:
         return found
 
     def generate(
-        self, questions: Sequence[Sequence[int]], *, max_new_tokens: Sequence[int], stop_ids: Sequence[int] = ()
+        self,
+        questions: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: Sequence[int],
+        stop_ids: Sequence[int] = (),
+        sampling: Sampling | None = None,
+        ended: Callable[[Sequence[int]], bool] | None = None,
     ) -> list[list[int]]:
-        """Greedy continuation of each question, up to its `max_new_tokens`; one of `stop_ids` ends it and is left out.
+        """Continuation of each question, up to its `max_new_tokens`; one of `stop_ids` ends it and is left out.
 
-        Raises as `score` does.
+        Greedy, or drawn: what a seed gives depends on no other question. `ended` may end one after a token that it
+        keeps. Raises as `score` does.
         """
         sizes = [len(question) + most for question, most in zip(questions, max_new_tokens, strict=True)]
         for size in sizes:
@@ -123,19 +153,21 @@ class KeptContext:
         said: list[list[int]] = []
         for part in _batches(sizes):
             most = max_new_tokens[part]
+            draws = [] if sampling is None else [random.Random(seed) for seed in sampling.seeds[part]]
             branches, hidden = self._branches(questions[part], more_tokens=max(most))
             mine: list[list[int]] = [[] for _ in most]
             open_ = {index for index, count in enumerate(most) if count}
             while open_:
                 logits = self._prefill.logits(torch.stack([rows[-1] for rows in hidden]))
                 self._refuse_not_finite(logits)
-                tokens: list[int] = logits.argmax(-1).tolist()
+                chosen = logits.argmax(-1) if sampling is None else _drawn(logits, sampling.temperature, draws)
+                tokens: list[int] = chosen.tolist()
                 for index in tuple(open_):
                     if tokens[index] in stop_ids:
                         open_.discard(index)
                         continue
                     mine[index].append(tokens[index])
-                    if len(mine[index]) == most[index]:
+                    if len(mine[index]) == most[index] or (ended is not None and ended(mine[index])):
                         open_.discard(index)
                 if open_:
                     hidden = branches.extend([[token] for token in tokens])
@@ -171,6 +203,13 @@ class KeptContext:
 
     def _refuse_not_finite(self, values: Tensor) -> None:
         _refuse_not_finite(values, self._kept.length)
+
+
+def _drawn(logits: Tensor, temperature: float, draws: Sequence[random.Random]) -> Tensor:
+    """One token of each row of logits, where a number between 0 and 1 falls among the shares laid end to end."""
+    ends = (logits.double() / temperature).softmax(-1).cumsum(-1)
+    marks = torch.tensor([[draw.random()] for draw in draws], dtype=ends.dtype, device=ends.device)
+    return torch.searchsorted(ends, marks * ends[:, -1:], right=True)[:, 0].clamp_max(logits.shape[1] - 1)
 
 
 def _batches(sizes: Sequence[int]) -> Iterator[slice]:

@@ -40,6 +40,14 @@ class Score:
     logprob: float | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How replies are drawn instead of greedy: at a temperature, each question with a stream of its own."""
+
+    temperature: float
+    seeds: tuple[int, ...]
+
+
 class Reading(Protocol):
     """A context that has been read once and may be asked many times; no question sees another."""
 
@@ -47,9 +55,14 @@ class Reading(Protocol):
         """Teacher-forced score of each gold answer after its question."""
 
     def generate(
-        self, questions: Sequence[Sequence[int]], *, max_new_tokens: Sequence[int], stop_ids: Sequence[int] = ()
+        self,
+        questions: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: Sequence[int],
+        stop_ids: Sequence[int] = (),
+        sampling: Sampling | None = None,
     ) -> list[list[int]]:
-        """The greedy continuation of each question, of up to so many tokens each."""
+        """The continuation of each question, of up to so many tokens each: greedy, or drawn."""
 
 
 class Reader(Protocol):
@@ -98,7 +111,9 @@ class Desk:
 
     def key(self, task: str, tokens: Ids, branch: Branch | None = None) -> str:
         """The key of a row: the model, the very tokens it reads, and the question if there is one."""
-        asked = None if branch is None else [branch.question, branch.answer]
+        asked: list[Any] | None = None if branch is None else [branch.question, branch.answer]
+        if branch is not None and branch.temperature:
+            asked = [branch.question, branch.answer, branch.temperature, branch.seed]
         return key_of(self.model_id, task, ids_sha256(tokens), asked)
 
     def ask(
@@ -146,15 +161,18 @@ class Desk:
 def _answered(reading: Reading, branches: Sequence[Branch], material: Material) -> list[Row]:
     found: dict[int, Row] = {}
     free = [index for index, branch in enumerate(branches) if branch.reply_tokens]
-    if free:
-        sizes = [branches[index].reply_tokens for index in free]
-        questions = [branches[index].question for index in free]
-        said = reading.generate(questions, max_new_tokens=sizes, stop_ids=material.stop_ids)
-        found |= {i: _free_row(branches[i], tokens, material) for i, tokens in zip(free, said, strict=True)}
+    for temperature in dict.fromkeys(branches[index].temperature for index in free):
+        mine = [index for index in free if branches[index].temperature == temperature]
+        sizes = [branches[index].reply_tokens for index in mine]
+        questions = [branches[index].question for index in mine]
+        drawn = Sampling(temperature=temperature, seeds=tuple(branches[index].seed for index in mine))
+        how: dict[str, Any] = {"sampling": drawn} if temperature else {}
+        said = reading.generate(questions, max_new_tokens=sizes, stop_ids=material.stop_ids, **how)
+        found |= {i: _free_row(branches[i], tokens, material) for i, tokens in zip(mine, said, strict=True)}
     forced = [index for index, branch in enumerate(branches) if not branch.reply_tokens]
     if forced:
-        mine = [branches[index] for index in forced]
-        found |= dict(zip(forced, _forced_rows(reading, mine, material), strict=True))
+        rows = _forced_rows(reading, [branches[index] for index in forced], material)
+        found |= dict(zip(forced, rows, strict=True))
     return [found[index] for index in range(len(branches))]
 
 
@@ -183,8 +201,10 @@ def _free_row(branch: Branch, said: Sequence[int], material: Material) -> Row:
     score = substring_score(row["prediction"], branch.item.wanted, one=branch.item.one_part)
     strict = whole_word_score(row["prediction"], branch.item.wanted, one=branch.item.one_part)
     stop = "cap" if len(said) == branch.reply_tokens else "eos"
+    drawn = {"temperature": branch.temperature, "seed": branch.seed} if branch.temperature else {}
     return {
         **row,
+        **drawn,
         "hit": score == 1.0,
         "score": score,
         "strict": strict,

@@ -1,11 +1,13 @@
 """One evaluation from tasks to findings: checked before it starts, resumable while it runs."""
 
+import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from longspan.config import kind_class
 from longspan.engine.kept import Keep
 from longspan.engine.precision import compute_dtype
 from longspan.engine.prefill import Prefill
@@ -15,8 +17,9 @@ from longspan.eval.rows import Row, Rows, counts_as_score
 from longspan.eval.tasks.base import Findings, Task
 from longspan.model.decoder import Decoder
 from longspan.records import Evaluation, TaskScore
-from longspan.utils.errors import ConfigError
+from longspan.utils.errors import ConfigError, DataError
 from longspan.utils.stats import Group, mean, score_interval
+from longspan.utils.values import canonical_sha256
 
 
 def check(tasks: Sequence[Task], material: Material) -> None:
@@ -116,6 +119,57 @@ def evaluate_reader(  # noqa: PLR0913 - what an evaluation is told
         recalls=tuple(entry for found in findings for entry in found.recalls),
         facts={**facts, **_facts_of(findings), **packed_minus_single(scores)},
     )
+
+
+def evaluation_of(rows: Sequence[Row], *, name: str) -> Evaluation:
+    """What rows say without the model and the texts: cells, losses, recall, and scores by task and length.
+
+    Raises `DataError` when they are of several models, or of a task that this version does not know.
+    """
+    models = sorted({row["model"] for row in rows})
+    if len(models) != 1:
+        raise DataError(
+            "eval.rows-of-models",
+            f"the rows are of {len(models)} models" if models else "there are no rows",
+            where=name,
+            fix="give the rows of one model",
+        )
+    tasks: dict[str, tuple[Task, list[Row]]] = {}
+    for row in rows:
+        if row["task"].startswith("judge/"):
+            continue
+        settings = canonical_sha256(row["spec"]["task"])
+        if settings not in tasks:
+            tasks[settings] = (task_of(row, where=name), [])
+        tasks[settings][1].append(row)
+    findings, scores = [task.findings(mine) for task, mine in tasks.values()], scores_of(rows)
+    shared: dict[str, Any] = {key: rows[0][key] for key in ("dtype", "kv_dtype", "attention") if key in rows[0]}
+    return Evaluation(
+        name=name,
+        model=models[0],
+        cells=tuple(cell for found in findings for cell in found.cells),
+        bins=tuple(entry for found in findings for entry in found.bins),
+        seconds=sum(row["seconds"] for row in rows),
+        scores=scores,
+        recalls=tuple(entry for found in findings for entry in found.recalls),
+        facts={**shared, **_facts_of(findings), **packed_minus_single(scores)},
+    )
+
+
+def task_of(row: Row, *, where: str) -> Task:
+    """The task that made a row. Raises `DataError` when this version does not know it."""
+    settings = row["spec"]["task"]
+    try:
+        task = kind_class("longspan.eval.tasks", settings["kind"]).model_validate_json(json.dumps(settings))
+    except (ConfigError, ValueError, KeyError) as cause:
+        raise DataError(
+            "eval.rows-of-task",
+            f"a row is of a task that is not known here: {cause}",
+            where=where,
+            fix="use the version of longspan that wrote it, or evaluate again",
+        ) from cause
+    assert isinstance(task, Task)
+    return task
 
 
 def scores_of(rows: Iterable[Row]) -> tuple[TaskScore, ...]:

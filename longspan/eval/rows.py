@@ -25,7 +25,7 @@ def counts_as_score(row: Row) -> bool:
 
     Half of the questions of `recall` have no right answer, and long output has scores of its own.
     """
-    return "score" in row and row["task"].split("/")[0] not in ("recall", "sections", "writing")
+    return "score" in row and row["task"].split("/")[0] not in ("recall", "sections", "writing", "judge")
 
 
 def ids_sha256(tokens: NDArray[np.int64]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from longspan.eval.desk import Asked, Decode, Score
+from longspan.eval.desk import Asked, Decode, Sampling, Score
 from longspan.eval.text import Ids
 from longspan.utils.errors import ModelError
 
@@ -27,7 +27,7 @@ class ServerReader:
     ) -> None:
         self.url, self.model = url.rstrip("/"), model
         self.encode, self.decode = encode, decode
-        self._post = post or _post
+        self._post = post or post_json
 
     def read(self, tokens: Ids, *, room_tokens: int) -> "ServedContext":  # noqa: ARG002 - the server has its own limit
         """The context, which is sent with every question."""
@@ -42,9 +42,12 @@ class ServerReader:
             fix="leave tasks of losses out, or evaluate the model's folder",
         )
 
-    def complete(self, prompt: list[int], most: int) -> tuple[str, bool]:
-        """The reply to a prompt and whether it ended by itself. Raises `ModelError` when there is none."""
-        body = {"model": self.model, "prompt": prompt, "max_tokens": most, "temperature": 0}
+    def complete(self, prompt: list[int], most: int, **drawn: float) -> tuple[str, bool]:
+        """The reply to a prompt and whether it ended by itself; `drawn` is a temperature and a seed.
+
+        Raises `ModelError` when there is none.
+        """
+        body = {"model": self.model, "prompt": prompt, "max_tokens": most, "temperature": 0, **drawn}
         answer = self._post(f"{self.url}/completions", body)
         try:
             choice = answer["choices"][0]
@@ -79,20 +82,25 @@ class ServedContext:
         *,
         max_new_tokens: Sequence[int],
         stop_ids: Sequence[int] = (),  # noqa: ARG002 - the server stops where its model does
+        sampling: Sampling | None = None,
     ) -> list[list[int]]:
         """The ids of each reply; one that ended by itself is at least a token shorter than it might have been."""
         found = []
-        for question, most in zip(questions, max_new_tokens, strict=True):
-            text, ended = self._reader.complete([*self._tokens, *question], most)
+        for at, (question, most) in enumerate(zip(questions, max_new_tokens, strict=True)):
+            drawn = {} if sampling is None else {"temperature": sampling.temperature, "seed": sampling.seeds[at]}
+            text, ended = self._reader.complete([*self._tokens, *question], most, **drawn)
             ids = self._reader.encode(text)
             found.append(ids[: most - 1] if ended else ids[:most])
         return found
 
 
-def _post(address: str, body: dict[str, Any]) -> dict[str, Any]:
-    request = urllib.request.Request(
-        address, data=json.dumps(body).encode(), headers={"Content-Type": "application/json"}, method="POST"
-    )
+def post_json(address: str, body: dict[str, Any], *, key: str = "") -> dict[str, Any]:
+    """The JSON answer of a server to a JSON body; a `key` goes with it as a bearer token.
+
+    Raises `ModelError` for an address that is not http, no answer, or one that is no JSON object.
+    """
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+    request = urllib.request.Request(address, data=json.dumps(body).encode(), headers=headers, method="POST")
     if request.type not in ("http", "https"):
         raise ModelError("eval.server-address", "no http address", where=address, fix="http://HOST:PORT/v1")
     try:

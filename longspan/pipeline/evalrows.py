@@ -1,16 +1,16 @@
 """Rows of evaluations: the exact context of one, those of several machines together, two models compared."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-from longspan.config import kind_class
 from longspan.data.store import TokenStore
 from longspan.data.tokenize import load_tokenizer, plain_encode
 from longspan.eval.desk import Material
+from longspan.eval.evaluate import evaluation_of, task_of
 from longspan.eval.rows import Row, Rows, counts_as_score, ids_sha256
-from longspan.eval.tasks.base import Task
+from longspan.pipeline.rundir import versions
 from longspan.probes import Branch, Context
+from longspan.report.page import ReportData, write_report
 from longspan.utils.errors import ConfigError, DataError
 from longspan.utils.stats import Group, holm, paired, paired_p
 from longspan.utils.values import canonical_sha256
@@ -26,9 +26,7 @@ def rebuild(path: Path, key: str) -> dict[str, Any]:
     material = _material(path, seed=row["spec"]["seed"])
     if material.text_id != row["spec"]["text"]:
         raise _changed("the held-out texts or their tokenizer are not those that the row was made from", path)
-    settings = row["spec"]["task"]
-    task = kind_class("longspan.eval.tasks", settings["kind"]).model_validate_json(json.dumps(settings))
-    assert isinstance(task, Task)
+    task = task_of(row, where=str(path))
     context = task.rebuild(material, row["spec"]["place"])
     if ids_sha256(context.tokens) != row["context"]:
         raise _changed(
@@ -76,6 +74,42 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
         entry = {"task": task, "length": length, "difference": difference, "low": low, "high": high}
         found.append({**entry, "contexts": contexts, "p_holm": raised[f"{task}/{length}"]})
     return {"differences": found}
+
+
+def compare_page(first: Path, second: Path, *, page: Path) -> dict[str, Any]:
+    """What `compare` finds, and a page of it: both sides' grids, scores, losses and recall beside the differences.
+
+    Raises as `compare` does, `DataError` for rows of several models, `StorageError` when the disk refuses.
+    """
+    found, names = compare(first, second), names_of(first, second)
+    before, after = (
+        evaluation_of(list(Rows(path)), name=name) for path, name in zip((first, second), names, strict=True)
+    )
+    data = ReportData(
+        title=f"{names[0]} and {names[1]}",
+        trained_length=None,
+        length=None,
+        recipe=None,
+        before=before,
+        after=after,
+        model={names[0]: before.model, names[1]: after.model},
+        differences=tuple(found["differences"]),
+        versions=versions(),
+    )
+    write_report(page, data)
+    return {**found, "page": str(page)}
+
+
+def names_of(first: Path, second: Path) -> tuple[str, str]:
+    """What two files of rows are called: by their names, with those of the folders around them where these agree."""
+    paths = [path.resolve() for path in (first, second)]
+    stems = [path.name.removesuffix(".jsonl").removesuffix(".rows") for path in paths]
+    if stems[0] != stems[1]:
+        return stems[0], stems[1]
+    runs = [path.parent.parent.name if path.parent.name == "eval" else path.parent.name for path in paths]
+    if runs[0] != runs[1]:
+        return f"{runs[0]} {stems[0]}", f"{runs[1]} {stems[1]}"
+    return f"{stems[0]} (first)", f"{stems[1]} (second)"
 
 
 def changes(before: Path, after: Path) -> tuple[dict[str, Any], ...]:

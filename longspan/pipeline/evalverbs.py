@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from longspan.pipeline.evalrows import compare, merge, rebuild
+from longspan.pipeline.evalrows import compare, compare_page, merge, rebuild
+from longspan.pipeline.harness import run as run_harness
 from longspan.pipeline.observer import SILENT, Observer, Stop, never
 from longspan.pipeline.recipe import Recipe
 from longspan.pipeline.served import evaluate_server
@@ -12,8 +13,9 @@ from longspan.utils.errors import ConfigError
 EVAL_VERBS = {
     "rebuild": "longspan eval rebuild ROWS KEY",
     "merge": "longspan eval merge INTO ROWS [ROWS ...]",
-    "compare": "longspan eval compare FIRST SECOND",
+    "compare": "longspan eval compare FIRST SECOND [PAGE.html]",
     "server": "longspan eval server RECIPE URL MODEL",
+    "harness": "longspan eval harness MODEL [WORDS OF lm_eval]",
 }
 
 
@@ -24,7 +26,7 @@ def eval_verb(
 
     Raises `ConfigError` when the words do not fit, and whatever the work itself raises.
     """
-    wanted = {"rebuild": (2, 2), "merge": (2, 1000), "compare": (2, 2), "server": (3, 3)}[what]
+    wanted = {"rebuild": (2, 2), "merge": (2, 1000), "compare": (2, 3), "server": (3, 3), "harness": (1, 1000)}[what]
     if not wanted[0] <= len(words) <= wanted[1]:
         raise ConfigError(
             "cli.usage",
@@ -41,8 +43,13 @@ def eval_verb(
     if what == "server":
         found = evaluate_server(Recipe.read(Path(words[0])), words[1], words[2], observer=observer, stop=stop)
         return "".join(f"{key}: {value}\n" for key, value in found.items()), found
-    found = compare(Path(words[0]), Path(words[1]))
-    return "".join(_told(entry) for entry in found["differences"]), found
+    if what == "harness":
+        run_harness(Path(words[0]), words[1:])
+        return "", {"model": words[0]}
+    first, second, *page = map(Path, words)
+    found = compare_page(first, second, page=page[0]) if page else compare(first, second)
+    told = "".join(_told(entry) for entry in found["differences"])
+    return told + (f"wrote {page[0]}\n" if page else ""), found
 
 
 def _told(entry: dict[str, Any]) -> str:

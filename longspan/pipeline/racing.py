@@ -20,7 +20,7 @@ from longspan.rope.frequencies import Frequencies
 from longspan.utils.errors import ConfigError
 from longspan.utils.files import write_atomic, write_json
 from longspan.utils.lines import Lines
-from longspan.utils.spread import bootstrap
+from longspan.utils.spread import table_interval
 from longspan.utils.values import canonical_sha256
 
 FIRST_BIN_TOKENS = 128
@@ -129,7 +129,7 @@ def _against_best(tables: dict[str, list[list[float]]], formulas: set[str]) -> d
         if best is not None and name != best:
             pairs = zip(table, tables[best], strict=True)
             less = [[a - b for a, b in zip(*pair, strict=True)] for pair in pairs]
-            found[name] = {"formula": best, "nll": _mean(less), "interval": bootstrap(less)}
+            found[name] = {"formula": best, "nll": _mean(less), "interval": table_interval(less)}
     return found
 
 
@@ -206,7 +206,7 @@ class _Bench:
         ]
         return {
             "nll": _mean(table),
-            "interval": bootstrap(table),
+            "interval": table_interval(table),
             "windows": table,
             "nll_by_bin": bins,
             "needle": sum(held.hits for held in ran) / sum(held.trials for held in ran),

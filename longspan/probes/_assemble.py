@@ -22,7 +22,8 @@ SAMPLE_LINES = 64  # of a text that a probe makes: how long its lines are is tol
 class Branch:
     """One question after a context. `question` + `answer` are the ids to append; `depth` is 0 at the start of the
     text and 1 at its end; `offset_tokens` is where the planted piece, its leading newline included, begins. With
-    `reply_tokens` there is no one right text: so many tokens are decoded and searched for what is wanted.
+    `reply_tokens` there is no one right text: so many tokens are decoded and searched for what is wanted; greedily, or
+    drawn at a `temperature` from the stream of a `seed`.
     """
 
     item: Item
@@ -31,6 +32,8 @@ class Branch:
     question: tuple[int, ...]
     answer: tuple[int, ...]
     reply_tokens: int = 0
+    temperature: float = 0.0
+    seed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

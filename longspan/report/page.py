@@ -12,6 +12,7 @@ from longspan.records import Evaluation, StepMetrics
 from longspan.report import numbers
 from longspan.report.curves import loss_by_position, training_charts
 from longspan.report.heatmap import axes, chart_css, heatmap_row, legend, map_size, probes
+from longspan.report.lengths import length_chart
 from longspan.report.race import race_chart, read_race
 from longspan.report.scores import difference_rows, recall_chart, score_tables
 from longspan.report.svg import clean
@@ -25,16 +26,17 @@ TEMPLATES = Path(__file__).parent
 class ReportData:
     """All that the page shows; what is empty or None is left out of it.
 
-    `trained_length` and `length` in tokens: the context the model came with, and the one it was taken to.
+    `trained_length` and `length` in tokens: the context the model came with, and the one it was taken to; None where
+    two files of rows are compared, of which nothing else is known.
     `differences` are those of after and before on the same contexts, as `longspan eval compare` gives them.
     `seconds` by phase, in the order in which they are shown. `recipe` is the resolved recipe as a JSON value.
     `model`, `export` and `versions` are shown a line for each key.
     """
 
     title: str
-    trained_length: int
-    length: int
-    recipe: Mapping[str, Any]
+    trained_length: int | None
+    length: int | None
+    recipe: Mapping[str, Any] | None
     metrics: tuple[StepMetrics, ...] = ()
     before: Evaluation | None = None
     after: Evaluation | None = None
@@ -84,10 +86,11 @@ def _view(data: ReportData) -> dict[str, Any]:
         ],
         "legend": legend(),
         "scores": score_tables(evaluations),
-        "recall": recall_chart(evaluations, trained_length=data.trained_length),
+        "recall": recall_chart(evaluations, trained_length=data.trained_length or 0),
         "differences": difference_rows(data.differences),
         "measured": {e.name: e.facts for e in evaluations if e.facts},
-        "position_chart": loss_by_position(evaluations, trained_length=data.trained_length),
+        "lengths": length_chart(evaluations),
+        "position_chart": loss_by_position(evaluations, trained_length=data.trained_length or 0),
         "positions": position_table(evaluations),
         "race": race_chart(read_race(data.race))[0] if data.race else None,
         "training": training_charts(data.metrics),

@@ -54,19 +54,21 @@ class StageRow:
 
 
 def tiles(
-    evaluations: Sequence[Evaluation], *, trained_length: int, length: int, seconds: Mapping[str, float]
+    evaluations: Sequence[Evaluation], *, trained_length: int | None, length: int | None, seconds: Mapping[str, float]
 ) -> list[Tile]:
     """The figures at the top: context, retrieval at the longest length, loss at the far end, time.
 
     With two evaluations the first is the state before.
     """
-    first = Tile(
-        label="Context, tokens",
-        was=numbers.count(trained_length),
-        value=numbers.count(length),
-        remark=_growth(length, trained_length),
-    )
-    found = [first, *_retrieval(evaluations), *_far_loss(evaluations)]
+    found = [*_retrieval(evaluations), *_far_loss(evaluations)]
+    if trained_length is not None and length is not None:
+        context = Tile(
+            label="Context, tokens",
+            was=numbers.count(trained_length),
+            value=numbers.count(length),
+            remark=_growth(length, trained_length),
+        )
+        found.insert(0, context)
     if seconds:
         found.append(Tile(label="Time", value=numbers.duration(sum(seconds.values())), remark="all phases together"))
     return found

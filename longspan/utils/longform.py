@@ -61,6 +61,19 @@ def distinct(text: str, n: int) -> float:
     return len(set(grams)) / len(grams) if grams else 1.0
 
 
+def worst_distinct(text: str, n: int, *, window: int = 250) -> float:
+    """The least `distinct` of any window of so many words, each half over the one before."""
+    words = text.split()
+    starts = range(0, max(1, len(words) - window // 2), window // 2)
+    return min(distinct(" ".join(words[start : start + window]), n) for start in starts)
+
+
+def loops(text: str) -> bool:
+    """Whether the second half of a text says the same again and again: less than half of its runs of 3 words differ."""
+    words = text.split()
+    return len(words) >= 20 and distinct(" ".join(words[len(words) // 2 :]), 3) < 0.5
+
+
 def packed_ratio(text: str) -> float:
     """Bytes after gzip over bytes before: far below 0.3 for a text that repeats itself."""
     raw = text.encode()

@@ -4,7 +4,7 @@ import random
 from collections.abc import Sequence
 from statistics import fmean
 
-RESAMPLES = 2000
+from longspan.utils.stats import RESAMPLES
 
 
 def spearman(first: Sequence[float], second: Sequence[float]) -> float | None:
@@ -16,7 +16,7 @@ def spearman(first: Sequence[float], second: Sequence[float]) -> float | None:
     return together / spread**0.5 if spread > 0 else None
 
 
-def bootstrap(rows: Sequence[Sequence[float]], *, seed: int = 0) -> tuple[float, float]:
+def table_interval(rows: Sequence[Sequence[float]], *, seed: int = 0) -> tuple[float, float]:
     """The 95 % percentile interval of the mean of a table when its rows and its columns are drawn again.
 
     Rows are repetitions of a search, columns the texts that all were measured on. With one row and one column the

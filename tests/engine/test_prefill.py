@@ -118,8 +118,27 @@ def test_where_keys_go():
 
 def test_nothing_is_trained_after_a_context():
     nothing = torch.empty(1, 0, 0, 0)
-    scheme = AfterContext(
-        (nothing, nothing), torch.arange(1), 1, (), nothing, nothing, torch.zeros(1, 1, dtype=torch.int64), 1
-    )
+    places = {"places": torch.arange(1), "near": None, "at": torch.zeros(1, 1, dtype=torch.int64)}
+    own = {"context": (nothing, nothing), "own_k": nothing, "own_v": nothing}
+    scheme = AfterContext(**places, **own, length=1, axes=(), reach=1)
     with pytest.raises(AssertionError, match="no gradients"):
         scheme.backward()
+
+
+def test_what_a_window_leaves_is_found_once_a_context(monkeypatch):
+    asked = []
+    real = module.near_end
+    monkeypatch.setattr(module, "near_end", lambda *given: asked.append(given[2]) or real(*given))
+    prefill = Prefill(toy_decoder(windows=(6, 9, 6)))
+    branches = Branches(prefill, prefill.read(ids(20)), count=1, room_tokens=5)
+    for _ in range(5):
+        branches.extend([[7]])
+    assert sorted(asked) == [6, 9]
+
+
+@given(length=st.integers(1, 40), window=st.integers(1, 50), ranks=st.integers(1, 3))
+def test_a_window_leaves_the_keys_that_the_first_token_after_the_context_sees(length, window, ranks):
+    for rank in range(ranks):
+        places = torch.arange(rank, max(length, rank + 1), ranks)
+        want = [at for at, place in enumerate(places.tolist()) if length - place < window] or [0]
+        assert module.near_end(places, length, window).tolist() == want

@@ -1,5 +1,7 @@
 """Questions after a kept context equal plain full forwards, in logits, scores and greedy text."""
 
+import random
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longspan.engine.kept import Keep
+from longspan.engine.prefill import Prefill
 from longspan.eval.context import DecoderReader
+from longspan.eval.desk import Sampling
 from longspan.probes import Branch, Item
 from longspan.utils.errors import DataError, ModelError
 
@@ -162,3 +166,37 @@ def test_token_nll_equals_whole_logits():
     found = DecoderReader(DECODER).token_nll(text)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected.numpy(), atol=1e-4)
+
+
+def test_a_context_has_been_read_when_its_seconds_are_taken(monkeypatch):
+    reader, waited = DecoderReader(DECODER), []
+    monkeypatch.setattr(Prefill, "wait", lambda prefill: waited.append(prefill._kept is not None))
+    reader.read(tokens(9), room_tokens=3)
+    assert waited == [True]  # a device would otherwise still be at work
+
+
+def test_drawn_replies_follow_the_shares_and_a_seed_gives_the_same_beside_any_others():
+    context, question = tokens(40), [3, 1, 4]
+    kept = DecoderReader(DECODER).read(context, room_tokens=20)
+    seeds = tuple(range(400))
+    one = {"max_new_tokens": [1] * 400, "sampling": Sampling(temperature=0.7, seeds=seeds)}
+    drawn = [reply[0] for reply in kept.generate([question] * 400, **one)]
+    shares = (full_logits(context, question)[-1].double() / 0.7).softmax(-1)
+    for token in shares.topk(5).indices.tolist():
+        share, spread = float(shares[token]), float((shares[token] * (1 - shares[token]) / 400).sqrt())
+        assert abs(drawn.count(token) / 400 - share) < 4 * spread
+    # By hand: the first number of a seed's stream marks a place among the shares laid end to end.
+    ends = shares.cumsum(-1)
+    assert drawn[7] == int((ends < random.Random(7).random() * ends[-1]).sum())
+
+    def reply(*some):
+        how = Sampling(temperature=0.7, seeds=some)
+        return kept.generate([question] * len(some), max_new_tokens=[12] * len(some), sampling=how)
+
+    alone, together = [reply(seed)[0] for seed in (5, 6)], reply(5, 9, 6)
+    assert alone == [together[0], together[2]]
+    assert together[0] != together[1]
+    cold = Sampling(temperature=1e-4, seeds=(5,))
+    greedy = kept.generate([question], max_new_tokens=[12])
+    assert kept.generate([question], max_new_tokens=[12], sampling=cold) == greedy
+    assert kept.generate([question], max_new_tokens=[12], ended=lambda said: len(said) == 3) == [greedy[0][:3]]

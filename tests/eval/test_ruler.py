@@ -10,7 +10,8 @@ import pytest
 from test_grid import desk_for
 
 from longspan.eval.desk import Material, Score, substring_score, whole_word_score
-from longspan.eval.tasks._ruler import REPLY_TOKENS, Name, build, frequencies
+from longspan.eval.published.templates import REPLY_TOKENS, Name
+from longspan.eval.tasks._ruler import build, frequencies
 from longspan.eval.tasks.ruler import Ruler
 from longspan.utils.errors import DataError
 

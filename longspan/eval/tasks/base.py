@@ -1,7 +1,7 @@
 """What every evaluation task is, and what it finds."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,6 +49,10 @@ class Task(Settings):
     @abstractmethod
     def run(self, desk: Desk) -> Findings:
         """Do the evaluation. Raises `Interrupted` between contexts when asked to stop."""
+
+    def findings(self, rows: Sequence[Row]) -> Findings:
+        """What rows of this task say, as far as they tell by themselves; scores by length are formed for all tasks."""
+        return Findings(rows=tuple(rows))
 
     @abstractmethod
     def rebuild(self, material: Material, place: Mapping[str, Any]) -> Context:

@@ -1,7 +1,7 @@
 """Retrieval grid: can the model read back lines planted at every depth of contexts of every length?"""
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -83,25 +83,30 @@ class Grid(Task):
 
     def run(self, desk: Desk) -> Findings:
         """Ask every context; cells come in the order of lengths, then depths."""
-        cells: list[Cell] = []
         rows: list[Row] = []
         for length in self.lengths:
-            hits: list[list[Group]] = [[] for _ in range(self.depths)]  # of each stratum, context by context
             for trial in range(self.trials):
-                for pack, strata in enumerate(self._packs):
-                    context = self._context(desk.material, length=length, trial=trial, pack=pack)
-                    found = desk.ask(
-                        context,
+                for pack in range(len(self._packs)):
+                    rows += desk.ask(
+                        self._context(desk.material, length=length, trial=trial, pack=pack),
                         task=f"grid/{self.name}",
                         length=length,
                         cluster=f"{self.name}/{length}/{trial}/{pack}",
                         spec=self.spec(length=length, trial=trial, pack=pack),
                     )
-                    for index, stratum in enumerate(strata):
-                        mine = found[index * self.keys : (index + 1) * self.keys]
-                        hits[stratum].append((sum(row["hit"] for row in mine), len(mine)))
-                    rows += found
-            cells += self._cells(length, hits)
+        return self.findings(rows)
+
+    def findings(self, rows: Sequence[Row]) -> Findings:
+        """The cells: a row belongs to the stratum that its depth lies in."""
+        cells: list[Cell] = []
+        for length in sorted({row["length"] for row in rows}):
+            groups: list[dict[str, Group]] = [{} for _ in range(self.depths)]  # of each stratum, by context
+            for row in rows:
+                if row["length"] == length:
+                    mine = groups[min(int(row["depth"] * self.depths), self.depths - 1)]
+                    hits, count = mine.get(row["cluster"], (0.0, 0.0))
+                    mine[row["cluster"]] = hits + row["hit"], count + 1
+            cells += self._cells(length, [list(stratum.values()) for stratum in groups])
         return Findings(cells=tuple(cells), rows=tuple(rows))
 
     def rebuild(self, material: Material, place: Mapping[str, Any]) -> Context:
@@ -121,6 +126,7 @@ class Grid(Task):
                 worth=effective_trials(groups, alike) if self.keys > 1 else None,
             )
             for stratum, groups in enumerate(hits)
+            if groups
         ]
 
     @property

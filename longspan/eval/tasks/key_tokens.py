@@ -1,26 +1,24 @@
 """Loss of key tokens, those that a long context makes likely. After LongPPL (arXiv:2410.23771), with frozen keys."""
 
 import math
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any, Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from longspan.eval.desk import Desk, Material
-from longspan.eval.rows import ids_sha256
-from longspan.eval.tasks._windows import window_row
-from longspan.eval.tasks.base import Findings, Task
-from longspan.eval.text import Documents, Ids, whole_windows
-from longspan.probes import Context
+from longspan.eval.desk import Desk
+from longspan.eval.rows import Row, ids_sha256
+from longspan.eval.tasks._windows import WindowTask
+from longspan.eval.tasks.base import Findings
+from longspan.eval.text import Ids
 from longspan.utils.errors import DataError
 from longspan.utils.files import read_json, write_json
 
 GAIN_NATS, SURE_NATS = 2.0, 2.0  # as published: what the long context must gain, and the loss that must be left
 
 
-class KeyTokens(Task):
+class KeyTokens(WindowTask):
     """Loss, over whole held-out documents, of tokens that are likely with all text before them and not with a little.
 
     A token is key when its loss with `short` to `short + judged` tokens of context is more than 2 nats above that with
@@ -30,7 +28,6 @@ class KeyTokens(Task):
 
     kind: Literal["key_tokens"] = "key_tokens"
     length: int = Field(ge=64)
-    windows: int = Field(default=4, ge=1)
     short: int = Field(default=4096, ge=8)
     judged: int = Field(default=1024, ge=1)
 
@@ -45,32 +42,18 @@ class KeyTokens(Task):
         """One measure of the whole model."""
         return ("key_tokens",)
 
-    def contexts(self, documents: Documents) -> Counter[int]:
-        """The whole windows, and as many short ones as judge all their tokens; the latter once for all models."""
-        places = len(self._places(documents))
-        return Counter({self.length: places}) + Counter(
-            {n: places * count for n, count in Counter(stop - low for low, _, stop in self._shorts()).items()}
-        )
+    @property
+    def measure(self) -> str:
+        """By the stretch and the short context."""
+        return f"key_tokens/{self.length}/{self.short}/{self.judged}"
 
-    def check(self, material: Material) -> None:
-        """See that a document is long enough."""
-        self._places(material.documents)
+    @property
+    def reads(self) -> list[int]:
+        """The whole stretch, and as many short texts as judge all its tokens; the latter once for all models."""
+        return [self.length, *(stop - low for low, _, stop in self._shorts())]
 
-    def run(self, desk: Desk) -> Findings:
+    def findings(self, rows: Sequence[Row]) -> Findings:
         """Mean loss of the key tokens, and of all."""
-        rows = []
-        for document, start in self._places(desk.material.documents):
-            row = window_row(
-                desk,
-                self,
-                name=f"key_tokens/{self.length}/{self.short}/{self.judged}",
-                document=document,
-                start=start,
-                length=self.length,
-                score=lambda tokens: self._score(desk, tokens),
-            )
-            rows.append(row)
-            desk.advance(self.length + sum(stop - low for low, _, stop in self._shorts()))
         keys, nll = sum(row["key_count"] for row in rows), sum(row["key_nll"] for row in rows)
         facts: dict[str, Any] = {
             "key_tokens": keys,
@@ -80,13 +63,6 @@ class KeyTokens(Task):
             facts |= {"key_token_loss": nll / keys, "long_perplexity": math.exp(min(nll / keys, 700.0))}
         return Findings(rows=tuple(rows), facts=facts)
 
-    def rebuild(self, material: Material, place: Mapping[str, Any]) -> Context:
-        """The window at this place."""
-        return Context(tokens=material.documents.read(place["document"], place["start"], self.length), branches=())
-
-    def _places(self, documents: Documents) -> list[tuple[int, int]]:
-        return whole_windows(documents, self.length, windows=self.windows, stride=self.length)
-
     def _shorts(self) -> list[tuple[int, int, int]]:
         """(low, first, stop): short contexts begin at `low` and judge the tokens from `first` to `stop`."""
         return [
@@ -94,7 +70,8 @@ class KeyTokens(Task):
             for first in range(self.short, self.length, self.judged)
         ]
 
-    def _score(self, desk: Desk, tokens: Ids) -> dict[str, Any]:
+    def score(self, desk: Desk, tokens: Ids) -> dict[str, Any]:
+        """Loss of the key tokens, which the first model that is asked decides."""
         losses = np.concatenate([[np.inf], desk.reader.token_nll(tokens)])  # the first token has none
         path = desk.rows.path.parent / f"key-tokens-{ids_sha256(tokens)[:16]}-{self.short}-{self.judged}.json"
         if path.exists():

@@ -1,7 +1,7 @@
 """Recall by distance: the log-probability of random strings that stood so far before. It moves before hits do."""
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import Field
@@ -53,28 +53,31 @@ class Recall(Task):
         self._context(material, trial=0)
 
     def run(self, desk: Desk) -> Findings:
-        """Ask every context; each distance has a mean over contexts and its bootstrap interval."""
+        """Ask every context."""
         rows: list[Row] = []
-        per_distance: list[list[tuple[float, float]]] = [[] for _ in self.distances]
-        floors: list[float] = []
         for trial in range(self.trials):
             context = self._context(desk.material, trial=trial)
             place = {"length": self.length, "trial": trial}
             cluster = f"recall/{self.length}/{trial}"
-            found = desk.ask(context, task="recall", length=self.length, cluster=cluster, spec=self.spec(**place))
-            for index in range(len(self.distances)):
-                told, foil = found[2 * index], found[2 * index + 1]
-                per_distance[index].append((told["logprob"] / len(told["gold_tokens"]), 1.0))
-                floors.append(foil["logprob"] / len(foil["gold_tokens"]))
-            rows += found
-        floor = sum(floors) / len(floors)
+            rows += desk.ask(context, task="recall", length=self.length, cluster=cluster, spec=self.spec(**place))
+        return self.findings(rows)
+
+    def findings(self, rows: Sequence[Row]) -> Findings:
+        """Each distance has a mean over contexts and its bootstrap interval; contexts that lack rows are left out."""
+        contexts: dict[str, list[Row]] = {}
+        for row in rows:
+            contexts.setdefault(row["cluster"], []).append(row)
+        whole = [mine for mine in contexts.values() if len(mine) == 2 * len(self.distances)]
+        if len(whole) < 2:
+            return Findings(rows=tuple(rows))
+        foils = [row["logprob"] / len(row["gold_tokens"]) for mine in whole for row in mine[1::2]]
         recalls = []
-        for distance, groups in zip(self.distances, per_distance, strict=True):
+        for index, distance in enumerate(self.distances):
+            told = [mine[2 * index] for mine in whole]
+            groups = [(row["logprob"] / len(row["gold_tokens"]), 1.0) for row in told]
             low, high = bootstrap(groups)
-            near = mean(groups)
-            recalls.append(
-                RecallRecord(distance=distance, logprob=near, low=low, high=high, floor=floor, trials=len(groups))
-            )
+            entry = {"logprob": mean(groups), "low": low, "high": high, "floor": sum(foils) / len(foils)}
+            recalls.append(RecallRecord(distance=distance, trials=len(groups), **entry))
         return Findings(recalls=tuple(recalls), rows=tuple(rows))
 
     def rebuild(self, material: Material, place: Mapping[str, Any]) -> Context:

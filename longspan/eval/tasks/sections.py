@@ -3,24 +3,24 @@
 import random
 import string
 from collections.abc import Mapping
+from statistics import fmean
 from typing import Any, Literal
 
-import numpy as np
 from pydantic import Field
 
 from longspan.eval.desk import Desk, Material
 from longspan.eval.rows import Row
-from longspan.eval.tasks.base import Findings, Task
+from longspan.eval.tasks._replies import Replies, shape
+from longspan.eval.tasks.base import Findings
 from longspan.eval.text import Documents
-from longspan.probes import Branch, Context, Item, names, strings
-from longspan.utils.longform import distinct, longest_repeat, packed_ratio, section_scores
+from longspan.probes import Context, names, strings
+from longspan.utils.longform import section_scores
 
 
-class Sections(Task):
+class Sections(Replies):
     """`sections` floors of a building are to be written one by one; some must name a code word. No judge is needed.
 
-    Facts are the means of completion, STIC-1, STIC-2 and their product, how often the reply ended by itself, and how
-    much it repeats itself.
+    Facts are the means of completion, STIC-1, STIC-2 and their product, and what all long replies have.
     """
 
     kind: Literal["sections"] = "sections"
@@ -36,11 +36,11 @@ class Sections(Task):
 
     def contexts(self, documents: Documents) -> dict[int, int]:  # noqa: ARG002 - as many whatever the text
         """The reply is what costs."""
-        return {self.reply_tokens: self.samples}
+        return {self.reply_tokens: self.samples * self.seeds}
 
     def asked(self) -> dict[str, tuple[int, int]]:
-        """One reply a context."""
-        return {self.parts[0]: (self.samples, self.samples)}
+        """The replies of a context are not independent."""
+        return {self.parts[0]: (self.samples * self.seeds, self.samples)}
 
     def check(self, material: Material) -> None:
         """Build the first prompt."""
@@ -51,15 +51,12 @@ class Sections(Task):
         rows: list[Row] = []
         for sample in range(self.samples):
             context, codes = self._prompt(desk.material, sample=sample)
-            cluster = f"sections/{self.sections}/{sample}"
-            length = len(context.tokens) + 1 + self.reply_tokens
             name, spec = f"sections/{self.sections}", self.spec(sample=sample)
-            cost = self.reply_tokens
-            found = desk.ask(context, task=name, length=length, cluster=cluster, spec=spec, cost_tokens=cost)
+            found = self.replies(desk, context, name=name, cluster=f"{name}/{sample}", spec=spec)
             rows += [{**row, **self._scored(row["prediction"], codes)} for row in found]
-        means = {key: float(np.mean([row[key] for row in rows])) for key in self._scored("", {1: ["x"]})}
-        facts = {f"sections_{self.sections}_{key}": value for key, value in means.items()}
-        facts[f"sections_{self.sections}_stopped"] = float(np.mean([row["stop"] == "eos" for row in rows]))
+        name = f"sections_{self.sections}"
+        facts = {f"{name}_{key}": fmean(row[key] for row in rows) for key in self._scored("", {1: ["x"]})}
+        facts |= shape(name, rows)
         return Findings(rows=tuple(rows), facts=facts)
 
     def rebuild(self, material: Material, place: Mapping[str, Any]) -> Context:
@@ -68,9 +65,7 @@ class Sections(Task):
 
     def _scored(self, reply: str, codes: Mapping[int, list[str]]) -> dict[str, float]:
         text = f"Floor 1:{reply}"  # the prompt ends with the head of the first section
-        scores = section_scores(text, kind="Floor", count=self.sections, codes=codes)
-        repeated = {"distinct_3": distinct(reply, 3), "packed_ratio": packed_ratio(reply)}
-        return {**scores, **repeated, "longest_repeat_words": float(longest_repeat(reply))}
+        return section_scores(text, kind="Floor", count=self.sections, codes=codes)
 
     def _prompt(self, material: Material, *, sample: int) -> tuple[Context, dict[int, list[str]]]:
         rng = random.Random(f"{material.seed}/sections/{self.sections}/{sample}")
@@ -85,14 +80,4 @@ class Sections(Task):
             f"sentences each. Begin each with its number, such as `Floor 3:`, and name its code words.\n{told}\n\n"
             "Floor 1"
         )
-        ids = material.encode(text)
-        tail = material.encode(":")
-        branch = Branch(
-            item=Item(question=":", answer="", parts=tuple(words)),
-            depth=1.0,
-            offset_tokens=len(ids),
-            question=tuple(tail),
-            answer=(),
-            reply_tokens=self.reply_tokens,
-        )
-        return Context(tokens=np.array(ids, dtype=np.int64), branches=(branch,)), codes
+        return self.prompt(material, text, ":", reply_tokens=self.reply_tokens, parts=tuple(words)), codes

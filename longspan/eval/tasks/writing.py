@@ -1,22 +1,21 @@
 """Length following: texts of a given number of words, scored as LongBench-Write, LonGen and TLG score them."""
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Annotated, Any, Literal
 
-import numpy as np
 from pydantic import Field
 
 from longspan.eval.desk import Desk, Material
 from longspan.eval.rows import Row
-from longspan.eval.tasks.base import Findings, Task
+from longspan.eval.tasks._replies import Replies, shape
+from longspan.eval.tasks.base import Findings
 from longspan.eval.text import Documents
-from longspan.probes import Branch, Context, Item, names
+from longspan.probes import Context, names
 from longspan.utils.longform import (
-    distinct,
     length_score,
     longen_score,
-    packed_ratio,
     tlg_match,
     words_longen,
     words_longwriter,
@@ -26,8 +25,8 @@ from longspan.utils.longform import (
 TOKENS_A_WORD = 2  # of room, and half as much again
 
 
-class Writing(Task):
-    """For each number of `words` a text of that length is asked for, `samples` times; replies end where the model ends.
+class Writing(Replies):
+    """For each number of `words`, `samples` prompts ask for texts of that length; they end where the model ends.
 
     Each published score counts words as its paper does. A reply may take four times the tokens that the words need, so
     that one that never ends is told apart from one that is too long.
@@ -44,33 +43,35 @@ class Writing(Task):
 
     def contexts(self, documents: Documents) -> dict[int, int]:  # noqa: ARG002 - as many whatever the text
         """The replies are what costs."""
-        return {4 * TOKENS_A_WORD * count: self.samples for count in dict.fromkeys(self.words)}
+        return {4 * TOKENS_A_WORD * count: self.samples * self.seeds for count in dict.fromkeys(self.words)}
 
     def asked(self) -> dict[str, tuple[int, int]]:
-        """One reply a context."""
-        return dict.fromkeys(self.parts, (self.samples, self.samples))
+        """The replies of a context are not independent."""
+        return dict.fromkeys(self.parts, (self.samples * self.seeds, self.samples))
 
     def check(self, material: Material) -> None:
         """Build a prompt."""
         self._prompt(material, words=self.words[0], sample=0)
 
     def run(self, desk: Desk) -> Findings:
-        """Every prompt in turn; means by length are facts."""
+        """Every prompt in turn."""
         rows: list[Row] = []
+        for words in self.words:
+            for sample in range(self.samples):
+                context, name = self._prompt(desk.material, words=words, sample=sample), f"writing/{words}"
+                spec = self.spec(words=words, sample=sample)
+                rows += self.replies(desk, context, name=name, cluster=f"{name}/{sample}", spec=spec)
+        return self.findings(rows)
+
+    def findings(self, rows: Sequence[Row]) -> Findings:
+        """Means by length are facts."""
         facts: dict[str, Any] = {}
         for words in self.words:
-            mine: list[Row] = []
-            for sample in range(self.samples):
-                context = self._prompt(desk.material, words=words, sample=sample)
-                length = len(context.tokens) + len(context.branches[0].question) + 4 * TOKENS_A_WORD * words
-                cluster, spec = f"writing/{words}/{sample}", self.spec(words=words, sample=sample)
-                name, cost = f"writing/{words}", 4 * TOKENS_A_WORD * words
-                found = desk.ask(context, task=name, length=length, cluster=cluster, spec=spec, cost_tokens=cost)
-                mine += [{**row, **scored(words, row["prediction"])} for row in found]
-            for key in scored(words, ""):
-                facts[f"writing_{words}_{key}"] = float(np.mean([row[key] for row in mine]))
-            facts[f"writing_{words}_stopped"] = float(np.mean([row["stop"] == "eos" for row in mine]))
-            rows += mine
+            mine = [row for row in rows if row["spec"]["place"]["words"] == words]
+            if mine:
+                each = [scored(words, row["prediction"]) for row in mine]
+                facts |= {f"writing_{words}_{key}": fmean(scores[key] for scores in each) for key in each[0]}
+                facts |= shape(f"writing_{words}", mine)
         return Findings(rows=tuple(rows), facts=facts)
 
     def rebuild(self, material: Material, place: Mapping[str, Any]) -> Context:
@@ -81,26 +82,15 @@ class Writing(Task):
         rng = random.Random(f"{material.seed}/writing/{words}/{sample}")
         (subject,) = names(1, rng=rng, split="evaluate")
         about = subject.replace("-", " and ")
-        ids = material.encode(f"A text of exactly {words} words about {about}, and nothing else.\n")
-        branch = Branch(
-            item=Item(question="\n", answer=""),
-            depth=1.0,
-            offset_tokens=len(ids),
-            question=tuple(material.encode("\n")),
-            answer=(),
-            reply_tokens=4 * TOKENS_A_WORD * words,
-        )
-        return Context(tokens=np.array(ids, dtype=np.int64), branches=(branch,))
+        told = f"A text of exactly {words} words about {about}, and nothing else.\n"
+        return self.prompt(material, told, "\n", reply_tokens=4 * TOKENS_A_WORD * words)
 
 
 def scored(words: int, reply: str) -> dict[str, float]:
     """Every score of one reply."""
     return {
-        "words": float(words_tlg(reply)),
         "length_score": length_score(words, words_longwriter(reply)),
         "longen": longen_score(round(0.8 * words), round(1.2 * words), words_longen(reply)),
         "precise_match": float(tlg_match(words, words_tlg(reply), flexible=False)),
         "flexible_match": float(tlg_match(words, words_tlg(reply), flexible=True)),
-        "distinct_3": distinct(reply, 3),
-        "packed_ratio": packed_ratio(reply),
     }
