@@ -9,12 +9,12 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from longspan.engine.plain import new_cache
 from longspan.engine.precision import autocast
+from longspan.engine.prefill import Prefill
 from longspan.engine.step import LOSS_TILE_TOKENS
 from longspan.model.decoder import Decoder
 from longspan.rope.frequencies import Frequencies
-from longspan.rope.rotate import cos_sin, served_omegas
+from longspan.rope.rotate import cos_sin, served_omegas, turned
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -44,20 +44,22 @@ def candidate_nll(
 ) -> Float[Tensor, "c t"]:
     """Loss in nats of every scored target of the sheet, row by row, under each candidate; float32.
 
-    As many rows of as many candidates as fit in `pass_tokens` go through the decoder at once, under the same weights;
-    a row that is longer goes in pieces through a cache. Losses do not depend on `pass_tokens` but for rounding.
+    As many rows of as many candidates as fit in `pass_tokens` go through the blocks at once, side by side under the
+    same weights, and a longer row alone. Losses do not depend on `pass_tokens` but for rounding.
     """
     rows, length = sheet.tokens.shape
-    found: list[Tensor] = []
+    prefill, device, found = Prefill(decoder), decoder.device, []
     jobs = [(candidate, row) for candidate in candidates for row in range(rows)]
     together = max(1, pass_tokens // length)
     for group in (jobs[first : first + together] for first in range(0, len(jobs), together)):
-        tokens = torch.stack([sheet.tokens[row] for _, row in group]).to(decoder.device)
-        angles = [_cos_sin(decoder, sheet.positions[row], candidate) for candidate, row in group]
-        cos, sin = (torch.cat(parts) for parts in zip(*angles, strict=True))
-        hidden = _hidden(decoder, tokens, cos, sin, pass_tokens=pass_tokens)
-        for (_, row), states in zip(group, hidden, strict=True):
-            found += [_nll(decoder, states[tile], sheet.targets[row, tile]) for tile in _tiles(sheet, row)]
+        chosen = torch.tensor([row for _, row in group])
+        cos, sin = _angles(decoder, sheet.positions[chosen].to(device), [candidate for candidate, _ in group])
+        runs = tuple((index * length, (index + 1) * length) for index in range(len(group)))
+        tokens = sheet.tokens[chosen].flatten().to(device)
+        hidden = prefill.hidden(tokens, (cos.flatten(0, 1), sin.flatten(0, 1)), runs=runs)
+        scored = sheet.scored[chosen].flatten().nonzero()[:, 0]
+        targets = sheet.targets[chosen].flatten()[scored].to(device)
+        found.append(prefill.losses(hidden[scored.to(device)], targets))
     return torch.cat(found).view(len(candidates), -1)
 
 
@@ -96,28 +98,20 @@ def candidate_gradient(
     return total / divisor, stretch.grad.cpu(), float(heat.grad)
 
 
-def _cos_sin(decoder: Decoder, positions: Tensor, candidate: Candidate) -> tuple[Tensor, Tensor]:
-    positions = positions.to(decoder.device)[None]
-    cos, sin = cos_sin(positions, candidate.frequencies)
-    if candidate.kept_tokens:
-        early = (positions < candidate.kept_tokens)[..., None]
+def _angles(
+    decoder: Decoder, positions: Int[Tensor, "n S"], candidates: Sequence[Candidate]
+) -> tuple[Float[Tensor, "n S pairs"], Float[Tensor, "n S pairs"]]:
+    """Cosine and sine of each row under its candidate: one call for all, whatever they differ in."""
+    sets = [candidate.frequencies for candidate in candidates]
+    omegas = torch.stack([served_omegas(frequencies) for frequencies in sets]).to(positions.device)
+    scales = torch.tensor([frequencies.attention_factor for frequencies in sets], dtype=torch.float64)
+    cos, sin = turned(positions, omegas[:, None], scales.to(positions.device)[:, None, None])
+    kept = torch.tensor([candidate.kept_tokens for candidate in candidates])
+    if kept.any():
+        early = (positions < kept.to(positions.device)[:, None])[..., None]
         own_cos, own_sin = cos_sin(positions, decoder.frequencies)
         cos, sin = torch.where(early, own_cos, cos), torch.where(early, own_sin, sin)
     return cos, sin
-
-
-def _hidden(decoder: Decoder, tokens: Tensor, cos: Tensor, sin: Tensor, *, pass_tokens: int) -> Tensor:
-    length = tokens.shape[1]
-    with autocast(decoder):
-        if length <= pass_tokens:
-            return decoder.rotated(tokens, cos, sin)
-        assert len(tokens) == 1, "a row longer than a pass goes alone"
-        cache = new_cache(decoder, length)
-        parts = []
-        for start in range(0, length, pass_tokens):
-            piece = slice(start, start + pass_tokens)
-            parts.append(decoder.rotated(tokens[:, piece], cos[:, piece], sin[:, piece], cache=cache))
-        return torch.cat(parts, dim=1)
 
 
 def _tiles(sheet: Sheet, row: int) -> tuple[Tensor, ...]:

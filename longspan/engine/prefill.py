@@ -35,6 +35,7 @@ from longspan.rope.rotate import cos_sin
 
 TILE_TOKENS = 8192
 LOGIT_ROWS = 2048  # 2,048 x 128,256 float32 logits are 1.05 GB
+Angles = tuple[Float[Tensor, "T pairs"], Float[Tensor, "T pairs"]]  # cosine and sine, float32
 KERNEL_BYTES = 2**30  # what one kernel call may give back: more heads a call keep a GPU busy on short rows
 
 
@@ -101,12 +102,30 @@ class Prefill:
         tokens, total = tokens.to(self.decoder.device), len(tokens) - 1
         at = self._places(total)
         x = self._through(tokens[:-1], at, self._store(len(at)), None)
-        losses = []
-        for rows, wanted in zip(torch.split(x, LOGIT_ROWS), torch.split(tokens[at + 1], LOGIT_ROWS), strict=True):
+        return from_all(self.losses(x, tokens[at + 1]), self._scheme, self.axes, total=total)
+
+    @torch.no_grad()
+    def hidden(self, tokens: Int[Tensor, " T"], angles: Angles, *, runs: Runs) -> Float[Tensor, "T m"]:
+        """The residual stream before the last norm, of texts laid one after another, under given angles `[T, pairs]`.
+
+        Each text lies in a run of its own and sees itself alone. For one device.
+        """
+        store = self._store(len(tokens))
+        x = self.embedded(tokens, store)
+        work = self.work(angles, store, runs=runs)
+        for block in self.blocks():
+            self.block(BlockPass(block, work, dtype=self.dtype), x, work)
+        return x
+
+    @torch.no_grad()
+    def losses(self, hidden: Float[Tensor, "n m"], targets: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """Loss in nats of each target after its row of the residual stream, float32; logits never whole."""
+        found = []
+        for rows, wanted in zip(torch.split(hidden, LOGIT_ROWS), torch.split(targets, LOGIT_ROWS), strict=True):
             logits = self._head(rows)
             scale = torch.zeros(len(rows), dtype=torch.promote_types(logits.dtype, torch.float32), device=rows.device)
-            losses.append(pointwise.cross_entropy_(logits, wanted, scale))  # no gradient is asked for: scale zero
-        return from_all(torch.cat(losses).float(), self._scheme, self.axes, total=total)
+            found.append(pointwise.cross_entropy_(logits, wanted, scale))  # no gradient is asked for: scale zero
+        return torch.cat(found).float()
 
     @torch.no_grad()
     def logits(self, hidden: Float[Tensor, "n m"]) -> Float[Tensor, "n v"]:
@@ -133,7 +152,7 @@ class Prefill:
         """The residual stream behind the last block, of the tokens at some places."""
         x = self.embedded(tokens[at], store)
         # Kept keys have places of their own, so their buffers here hold nothing.
-        work = self.work(at, store, runs=((0, len(tokens)),), kv_tokens=0 if kept else None)
+        work = self.work(self.angles(at), store, runs=((0, len(tokens)),), kv_tokens=0 if kept else None)
         for layer, block in enumerate(self.blocks()):
             k, v = (work.k, work.v) if kept is None else kept.target(layer)
             run = BlockPass(block, replace(work, k=k, v=v), dtype=self.dtype)
@@ -157,10 +176,15 @@ class Prefill:
                 x[tile].copy_(functional.embedding(tokens[tile], self.decoder.embed.weight))
         return x
 
-    def work(self, positions: Int[Tensor, " T"], store: Store, *, runs: Runs, kv_tokens: int | None = None) -> Work:
-        """Buffers of one pass over some tokens; those of keys and values for `kv_tokens`, if these are fewer."""
-        shape, device, total = self.decoder.shape, positions.device, len(positions)
+    def angles(self, positions: Int[Tensor, " T"]) -> Angles:
+        """Cosine and sine of the decoder's own frequencies at some positions."""
         cos, sin = cos_sin(positions[None], self.decoder.frequencies, angle_dtype=self.decoder.angle_dtype)
+        return cos[0], sin[0]
+
+    def work(self, angles: Angles, store: Store, *, runs: Runs, kv_tokens: int | None = None) -> Work:
+        """Buffers of one pass over some tokens; those of keys and values for `kv_tokens`, if these are fewer."""
+        cos, sin = angles
+        shape, device, total = self.decoder.shape, cos.device, len(cos)
         wide = torch.promote_types(self.dtype, torch.float32)
         heads_bytes = shape.heads // shape.kv_heads * total * shape.head_dim * self.dtype.itemsize
         step = shape.kv_heads  # over ranks the scheme goes through the heads as it likes
@@ -173,8 +197,8 @@ class Prefill:
             scheme=self._scheme,
             runs=runs,
             groups=tuple(slice(start, min(start + step, shape.kv_heads)) for start in starts),
-            cos=cos[0],
-            sin=sin[0],
+            cos=cos,
+            sin=sin,
             q=torch.empty((shape.heads, total, shape.head_dim), dtype=self.dtype, device=device),
             k=torch.empty(kv, dtype=self.dtype, device=device),
             v=torch.empty(kv, dtype=self.dtype, device=device),
@@ -290,7 +314,7 @@ class Branches:
         self._reach = min(self._reach + width, self.room_tokens + 1)
         tokens, positions = padded.flatten(), (self._kept.length + at).flatten()
         x = self._prefill.embedded(tokens, store)
-        work = self._prefill.work(positions, store, runs=((0, len(tokens)),))
+        work = self._prefill.work(self._prefill.angles(positions), store, runs=((0, len(tokens)),))
         whole = (slice(0, self._prefill.decoder.shape.kv_heads),)
         parts = zip(self._prefill.blocks(), self._kept.layers(), self._keys, self._values, strict=True)
         for block, context, keys, values in parts:

@@ -28,8 +28,14 @@ def cos_sin(
     later the position.
     """
     omegas = served_omegas(frequencies).to(positions.device, angle_dtype)
-    angles = positions.to(angle_dtype)[..., None] * omegas
-    scale = frequencies.attention_factor
+    return turned(positions, omegas, frequencies.attention_factor)
+
+
+def turned(
+    positions: Int[Tensor, "b S"], omegas: Float[Tensor, "*b pairs"], scale: float | Float[Tensor, "b 1 1"]
+) -> tuple[Float[Tensor, "b S pairs"], Float[Tensor, "b S pairs"]]:
+    """Cosine and sine, float32, times `scale`, of angles formed in the type of `omegas`, which may differ by row."""
+    angles = positions.to(omegas.dtype)[..., None] * omegas
     return (angles.cos() * scale).float(), (angles.sin() * scale).float()
 
 

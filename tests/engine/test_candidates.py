@@ -8,6 +8,7 @@ from engine_toys import toy_decoder
 from torch.nn import functional
 
 from longspan.engine.candidates import Candidate, Sheet, candidate_gradient, candidate_nll
+from longspan.engine.prefill import Prefill
 from longspan.rope.frequencies import Frequencies
 
 LENGTH = 37
@@ -65,8 +66,8 @@ def test_losses_are_those_of_each_candidate_alone(skip, pass_tokens):
 def test_only_scored_tokens_reach_the_head(monkeypatch):
     decoder, sheet = toy_decoder(), sheet_of(rows=3)
     seen = []
-    logits = decoder.logits
-    monkeypatch.setattr(decoder, "logits", lambda hidden: seen.append(len(hidden)) or logits(hidden))
+    head = Prefill._head
+    monkeypatch.setattr(Prefill, "_head", lambda self, hidden: seen.append(len(hidden)) or head(self, hidden))
     candidate_nll(decoder, sheet, [Candidate(frequencies=f) for f in sets(2, decoder)], pass_tokens=10**6)
     assert sum(seen) == 2 * int(sheet.scored.sum()) < 2 * sheet.scored.numel()
 
