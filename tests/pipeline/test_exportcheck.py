@@ -210,10 +210,14 @@ print(json.dumps(found))
 
 
 @pytest.mark.slow
-def test_transformers_4_reads_the_same(tmp_path):
+@pytest.mark.parametrize(
+    ("version", "beside"),
+    [("4.57.6", ["tokenizers<0.23", "huggingface_hub<1"]), ("5.0.0", ["tokenizers<0.23", "huggingface_hub>=1.3,<2"])],
+)
+def test_another_transformers_reads_the_same(tmp_path, version, beside):
     """Its own rotary module, in a folder of packages of its own, rebuilds every written set to the last bit."""
     packages = tmp_path / "packages"
-    wanted = ["transformers==4.57.6", "tokenizers<0.23", "huggingface_hub<1"]
+    wanted = [f"transformers=={version}", *beside]
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--target", str(packages), *wanted], check=True)
     decoders = {}
     for method in METHODS:
@@ -223,7 +227,7 @@ def test_transformers_4_reads_the_same(tmp_path):
     command = [sys.executable, "-c", READ_BACK, *map(str, decoders)]
     done = subprocess.run(command, env={"PYTHONPATH": str(packages)}, capture_output=True, text=True, check=True)
     found = json.loads(done.stdout.splitlines()[-1])
-    assert found["version"] == "4.57.6"
+    assert found["version"] == version
     for folder, decoder in decoders.items():
         for length in (10, 64, 65, 512):
             omegas, scale = found[f"{folder} {length}"]
