@@ -182,9 +182,33 @@ def test_a_race_writes_table_picture_and_numbers(hunt, capsys):
             wanted = float(functional.cross_entropy(decoder(text[None, :-1])[0], text[1:]))
     assert linear["windows"][0][0] == pytest.approx(wanted, rel=1e-4)
     assert (folder / "race.svg").read_text().startswith("<svg")
+    # the page for others is made of the run folder alone
+    page = hunt.parent / "page"
+    assert cli.main(["search", str(hunt), "--page", str(page), "--search.skip-tokens", "96"]) == 0
+    assert sorted(path.name for path in page.iterdir()) == ["README.md", "details.json", "race.svg", "summary.json"]
+    for name in ("details.json", "race.svg", "summary.json"):
+        assert (page / name).read_bytes() == (folder / name).read_bytes()
+    told = (page / "README.md").read_text()
+    assert f"longspan search {hunt} --compare --search.skip-tokens 96\n" in told
+    assert f"{linear['nll']:.4f}" in told
+    assert f"torch {torch.__version__}" in told
+    assert "On cpu" in told
     # the report of the run shows the race
     stages.report(recipe)
     assert "Position settings compared" in (hunt.parent / "run" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["--page", "x"], "cli.usage"),
+        (["{hunt}", "--page"], "cli.usage"),
+        (["{hunt}", "--page", "x"], "search.no-race"),
+    ],
+)
+def test_a_page_needs_a_race(hunt, capsys, words, code):
+    assert cli.main(["search", *(word.format(hunt=hunt) for word in words), "--json"]) == 2
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["code"] == code
 
 
 def test_needles_are_measured_by_their_answers(hunt):
