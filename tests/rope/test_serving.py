@@ -48,7 +48,7 @@ def test_published_models(engine, name):
 
 def theta_power(config, pair):
     share = config.get("partial_rotary_factor", 1)
-    dim = int(config["hidden_size"] // config["num_attention_heads"] * share)
+    dim = int((config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]) * share)
     return config.get("rope_theta", 1e4) ** (-2 * pair / dim)
 
 
