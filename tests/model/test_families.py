@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from longspan.config import kinds
 from longspan.model.decoder import Decoder
 from longspan.model.families.base import PACKAGE, Family, family_named, family_of
+from longspan.rope.export import read_rope
 from longspan.rope.frequencies import Frequencies
-from longspan.shape import ModelShape
+from longspan.shape import ModelShape, OwnPositions, plain_if_none
 from longspan.utils.errors import ModelError
 
 FAMILIES = kinds(PACKAGE)
@@ -29,7 +30,9 @@ def shapes(draw: st.DrawFn, family: str) -> ModelShape:
         "mistral": st.sampled_from([[None] * layers, [window] * layers]),
         "qwen2": some,
         "qwen3": some,
+        "smollm3": st.just([None] * layers),
     }
+    still = st.lists(st.sampled_from([None, OwnPositions(theta=None)]), min_size=layers, max_size=layers)
     return ModelShape(
         family=family,
         layers=layers,
@@ -41,12 +44,13 @@ def shapes(draw: st.DrawFn, family: str) -> ModelShape:
         vocabulary=draw(st.integers(1, 300)),
         norm_epsilon=draw(st.sampled_from([1e-5, 1e-6])),
         tied=draw(st.booleans()),
-        qkv_bias=True if family == "qwen2" else bias and family in ("llama", "qwen3"),
-        out_bias=bias and family in ("llama", "qwen3"),
-        mlp_bias=draw(st.booleans()) and family == "llama",
+        qkv_bias=True if family == "qwen2" else bias and family in ("llama", "qwen3", "smollm3"),
+        out_bias=bias and family in ("llama", "qwen3", "smollm3"),
+        mlp_bias=draw(st.booleans()) and family in ("llama", "smollm3"),
         qk_norm=family == "qwen3",
         windows=tuple(draw(windows[family])),
         trained_length=draw(st.integers(1, 2**21)),
+        own_positions=plain_if_none(draw(still)) if family == "smollm3" else (),
     )
 
 
@@ -86,7 +90,9 @@ def test_names_and_sizes_are_those_of_transformers(name: str, data: st.DataObjec
     shape = dataclasses.replace(shape, width=shape.width * shape.heads)
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(
-            transformers.AutoConfig.for_model(name, **without(family_named(name).config(shape), "model_type"))
+            transformers.AutoConfig.for_model(
+                name, **without(family_named(name).config(shape), "model_type"), pad_token_id=None
+            )
         )
     assert set(family_named(name).names(shape).values()) == {parameter for parameter, _ in model.named_parameters()}
     assert sum(weight.numel() for weight in model.parameters()) == shape.parameters
@@ -107,7 +113,7 @@ def without(config: dict[str, Any], *keys: str) -> dict[str, Any]:
 
 
 def test_one_published_config_each() -> None:
-    """Values written down from the models' own pages: Llama 3.2 1B, Mistral 7B v0.1, Qwen2.5 0.5B, Qwen3 0.6B."""
+    """Values from the models' own pages: Llama 3.2 1B, Mistral 7B v0.1, Qwen2.5 0.5B, Qwen3 0.6B, SmolLM3 3B."""
     llama = family_named("llama").shape(
         {
             "hidden_size": 2048,
@@ -152,6 +158,18 @@ def test_one_published_config_each() -> None:
     assert qwen2.parameters == 494_032_768
     assert qwen2.windows == (None,) * 24
     assert qwen3.parameters == 596_049_920
+    smollm3 = family_named("smollm3").shape({"vocab_size": 128256, "no_rope_layers": [1, 1, 1, 0] * 9})
+    assert smollm3.parameters == 3_075_098_624
+    assert [smollm3.position_set(layer) for layer in range(8)] == [0, 0, 0, 1, 0, 0, 0, 1]
+    assert smollm3 == family_named("smollm3").shape({})  # every fourth layer is what a missing key means
+
+
+def test_a_theta_that_is_not_named() -> None:
+    transformers = pytest.importorskip("transformers")
+    for name in FAMILIES:
+        theirs = transformers.AutoConfig.for_model(name).to_dict()["rope_parameters"]["rope_theta"]
+        sizes = {"model_type": name, "max_position_embeddings": 64, "head_dim": 8}
+        assert read_rope(sizes).theta == theirs, name
 
 
 BAD: list[tuple[str, str, dict[str, Any], str]] = [
@@ -181,6 +199,9 @@ BAD: list[tuple[str, str, dict[str, Any], str]] = [
     ("window layer without window", "qwen2", {"layer_types": ["sliding_attention"] * 32}, "model.config"),
     ("too few layer types", "qwen3", {"layer_types": ["full_attention"]}, "model.config"),
     ("unknown layer type", "qwen3", {"layer_types": ["chunked_attention"] * 32}, "model.config"),
+    ("windows beside no positions", "smollm3", {"use_sliding_window": True}, "model.config"),
+    ("too few layers with positions", "smollm3", {"no_rope_layers": [1, 0]}, "model.config"),
+    ("a layer half with positions", "smollm3", {"no_rope_layers": [0.5] * 36}, "model.config"),
     ("layers before the first", "qwen2", {"use_sliding_window": True, "max_window_layers": -1}, "model.config"),
 ]
 
@@ -195,7 +216,7 @@ def test_refusals(model_type: str, config: dict[str, Any], code: str) -> None:
 
 
 def test_refusal_of_a_family_lists_what_is_there() -> None:
-    with pytest.raises(ModelError, match=r"no model family 'qwen4' \(have: llama, mistral, qwen2, qwen3\)"):
+    with pytest.raises(ModelError, match=r"no model family 'qwen4' \(have: llama, mistral, qwen2, qwen3, smollm3\)"):
         family_named("qwen4")
 
 
