@@ -296,7 +296,12 @@ def _check_export(words: list[str], as_json: bool) -> tuple[int, dict[str, Any]]
     for row in found["engines"]:
         wide, heat = row["difference"], row["attention_factor"]
         differ = "refused" if wide is None else ("equal" if wide == 0 else f"differ by {wide:.1g}")
-        cells = (row["engine"], f"{row['length']:,}", differ, "" if heat is None else f"{heat:.6g}")
+        cells = (
+            f"{row['engine']} {row['layers']}".strip(),
+            f"{row['length']:,}",
+            differ,
+            "" if heat is None else f"{heat:.6g}",
+        )
         table.add_row(*cells, "ok" if row["same"] else row["told"])
     console = Console(stderr=as_json, soft_wrap=True)
     console.print(table)

@@ -12,6 +12,7 @@ from torch import Tensor
 from longspan.utils.errors import ModelError
 
 DEFAULT_THETA = 10_000.0
+NO_EXPERTS = "stops when it loads a Mellum without layers of experts"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -50,6 +51,8 @@ def vllm(config: dict[str, Any], length: int) -> Served:
     max_position_embeddings / N0, never `attention_factor`. `dynamic` scales nothing. Raises `ModelError`
     (`export.engine`) for what vLLM refuses.
     """
+    if config.get("model_type") == "mellum":
+        raise _refused("vLLM", NO_EXPERTS)
     rope = _settled(config)
 
     def dynamic() -> Served:

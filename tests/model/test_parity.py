@@ -122,6 +122,28 @@ CASES: dict[str, tuple[str, int, dict[str, Any]]] = {
             "layer_types": HALF,
         },
     ),
+    "mellum": (
+        "mellum",
+        43,
+        {
+            "num_attention_heads": 6,
+            "num_key_value_heads": 3,
+            "head_dim": 8,
+            "attention_bias": True,
+            "sliding_window": 5,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "mlp_layer_types": ["dense"] * 3,
+            "rope_parameters": {
+                "full_attention": {
+                    "rope_type": "yarn",
+                    "rope_theta": 5e5,
+                    "factor": 4.0,
+                    "original_max_position_embeddings": 16,
+                },
+                "sliding_attention": {"rope_type": "linear", "rope_theta": 30.0, "factor": 2.0},
+            },
+        },
+    ),
     "smollm3": ("smollm3", 33, {"num_attention_heads": 6, "num_key_value_heads": 2, "num_hidden_layers": 5}),
     "smollm3-listed-yarn": (
         "smollm3",
