@@ -197,8 +197,10 @@ def _race_page(words: list[str], as_json: bool) -> tuple[int, dict[str, Any]]:
 
     path, folder, words = page_words(words, usage=_usage("search"))
     recipe = _read_recipe(path, words, prog=f"longspan search {path}")
-    found = {} if recipe is None else write_page(recipe, folder, path=path, words=words)
-    _tell(f"wrote {found.get('page')}", to_stderr=as_json)
+    if recipe is None:
+        return OK, {"status": "ok"}
+    found = write_page(recipe, folder, path=path, words=words)
+    _tell(f"wrote {found['page']}", to_stderr=as_json)
     return OK, {"status": "ok", **found}
 
 
@@ -296,13 +298,8 @@ def _check_export(words: list[str], as_json: bool) -> tuple[int, dict[str, Any]]
     for row in found["engines"]:
         wide, heat = row["difference"], row["attention_factor"]
         differ = "refused" if wide is None else ("equal" if wide == 0 else f"differ by {wide:.1g}")
-        cells = (
-            f"{row['engine']} {row['layers']}".strip(),
-            f"{row['length']:,}",
-            differ,
-            "" if heat is None else f"{heat:.6g}",
-        )
-        table.add_row(*cells, "ok" if row["same"] else row["told"])
+        who, scale = f"{row['engine']} {row['layers']}".strip(), "" if heat is None else f"{heat:.6g}"
+        table.add_row(who, f"{row['length']:,}", differ, scale, "ok" if row["same"] else row["told"])
     console = Console(stderr=as_json, soft_wrap=True)
     console.print(table)
     for limit in found["limits"]:

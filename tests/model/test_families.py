@@ -56,7 +56,7 @@ def shapes(draw: st.DrawFn, family: str) -> ModelShape:
         mlp_bias=draw(st.booleans()) and family in ("llama", "smollm3"),
         qk_norm=family in ("qwen3", "mellum"),
         windows=windowed,
-        trained_length=draw(st.integers(1, 2**21)),
+        trained_length=draw(st.integers(2, 2**21)),
         own_positions=own,
     )
 

@@ -44,7 +44,7 @@ class Mellum(Family):
         types = keys.get("layer_types") or [STRETCHED] * layers
         if not isinstance(types, list) or len(types) != layers or any(kind not in (STRETCHED, LOCAL) for kind in types):
             raise keys.bad("layer_types", f"a list of {layers} out of {STRETCHED}, {LOCAL}")
-        local = read_local({**config, "model_type": self.kind}) if LOCAL in types else None
+        local = read_local({**DEFAULTS, **config, "model_type": self.kind}) if LOCAL in types else None
         window = keys.count("sliding_window", most=2**40) if LOCAL in types else None
         return ModelShape(
             family=self.kind,
