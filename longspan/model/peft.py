@@ -17,7 +17,6 @@ from longspan.model.tensorfile import Entry, Held, read_entries, write_tensors
 from longspan.model.weights import HEAD, saved_config
 from longspan.rope.export import config_rope, read_rope
 from longspan.rope.frequencies import Frequencies
-from longspan.rope.layertypes import read_layer_type
 from longspan.shape import ModelShape
 from longspan.utils.errors import ModelError
 from longspan.utils.files import write_atomic
@@ -58,7 +57,7 @@ def save_adapter(decoder: Decoder, folder: Path | str, *, base: str) -> None:
     tensors = {theirs: Held(parameters[ours]) for ours, theirs in tensor_names(settings, shape).items()}
     if _tied_whole(settings, shape):  # PEFT trains two copies of a tied embedding unless both are there and equal
         tensors[PREFIX + HEAD] = Held(decoder.embed.weight)
-    rope = family.rope(shape, config_rope(decoder.frequencies, head_dim=shape.head_dim))
+    rope = config_rope(decoder.frequencies, head_dim=shape.head_dim)
     config = saved_config(decoder.config, family.config(shape), rope, decoder.embed.weight.dtype)
 
     def fill(staging: Path) -> None:
@@ -207,4 +206,4 @@ def _read_positions(folder: Path, shape: ModelShape) -> Frequencies | None:
             where=str(folder / BASE_CONFIG),
             fix="use the adapter with the model that it was made for",
         )
-    return read_rope(read_layer_type({**config, **family.config(theirs)}))
+    return read_rope({**config, **family.config(theirs)})
