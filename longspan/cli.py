@@ -44,8 +44,8 @@ longspan takes a language model that was trained on a short context and gives ba
   export RECIPE [OVERRIDES]         write the trained model as a Hugging Face folder and check it
   export --check FOLDER             what each engine rotates with under a folder's config.json
   report RECIPE [OVERRIDES]         write the page and the summary from what is there
-  search RECIPE [--compare] [OVERRIDES]
-                                    find position settings; --compare races strategies on held-out documents
+  search RECIPE [--compare] [--page FOLDER] [OVERRIDES]
+                                    find settings; --compare races strategies, --page writes the page of a race
   init MODEL [--to FILE]            write a commented recipe for a model folder
   part RECIPE PASS PART             one part of a curation, as the executors of a recipe call it
   write INSTRUCTIONS --to FILE --server URL --model NAME [--key-file FILE]
@@ -125,6 +125,8 @@ def _dispatch(verb: str, words: list[str], *, as_json: bool) -> tuple[int, dict[
     }
     if verb == "export" and words[:1] == ["--check"]:
         return _check_export(words[1:], as_json)
+    if verb == "search" and "--page" in words:
+        return _race_page(words, as_json)
     if verb not in verbs:
         raise ConfigError("cli.verb", f"no verb {verb!r}", where="longspan", fix=_choose(verb, list(verbs)))
     if verb not in RECIPE_VERBS and {"-h", "--help"} & set(words) and (verb, words[0]) != ("bench", "engine"):
@@ -190,6 +192,18 @@ def _recipe_verb(verb: str, words: list[str], *, as_json: bool) -> tuple[int, di
         result = work(observer=screen, stop=stop)
     show_result(result, to_stderr=as_json)
     return OK, {"status": "ok", **result}
+
+
+def _race_page(words: list[str], as_json: bool) -> tuple[int, dict[str, Any]]:
+    from longspan.pipeline.racepage import page_words, write_page
+
+    path, folder, words = page_words(words, usage=_usage("search"))
+    recipe = _read_recipe(path, words, prog=f"longspan search {path}")
+    if recipe is None:
+        return OK, {"status": "ok"}
+    found = write_page(recipe, folder, path=path, words=words)
+    _tell(f"wrote {found['page']}", to_stderr=as_json)
+    return OK, {"status": "ok", **found}
 
 
 def _when(words: list[str]) -> tuple[str, list[str]]:
@@ -286,8 +300,8 @@ def _check_export(words: list[str], as_json: bool) -> tuple[int, dict[str, Any]]
     for row in found["engines"]:
         wide, heat = row["difference"], row["attention_factor"]
         differ = "refused" if wide is None else ("equal" if wide == 0 else f"differ by {wide:.1g}")
-        cells = (row["engine"], f"{row['length']:,}", differ, "" if heat is None else f"{heat:.6g}")
-        table.add_row(*cells, "ok" if row["same"] else row["told"])
+        who, scale = f"{row['engine']} {row['layers']}".strip(), "" if heat is None else f"{heat:.6g}"
+        table.add_row(who, f"{row['length']:,}", differ, scale, "ok" if row["same"] else row["told"])
     console = Console(stderr=as_json, soft_wrap=True)
     console.print(table)
     for limit in found["limits"]:

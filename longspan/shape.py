@@ -1,6 +1,18 @@
 """The numbers that define a decoder, without its weights."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnPositions:
+    """Rotary positions that a layer has apart from the rest, and keeps when the context grows.
+
+    Every pair turns `factor` times slower than `theta` says. Without a theta none turns: a layer without positions.
+    """
+
+    theta: float | None
+    factor: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -8,6 +20,7 @@ class ModelShape:
     """Sizes and switches of a decoder. Letters in comments are those of docs/guide/words.md.
 
     `windows` has one entry a layer: None for full attention, else the number of keys a query sees, itself included.
+    `own_positions` has one entry a layer, None for the layers that turn by the model's frequencies; empty when all do.
     """
 
     family: str
@@ -26,6 +39,22 @@ class ModelShape:
     qk_norm: bool
     windows: tuple[int | None, ...]
     trained_length: int  # N0: the longest context the weights were trained at, in tokens
+    own_positions: tuple[OwnPositions | None, ...] = ()
+
+    @property
+    def position_sets(self) -> tuple[OwnPositions, ...]:
+        """The different positions that layers have of their own, in the order of the layers."""
+        return tuple(dict.fromkeys(own for own in self.own_positions if own is not None))
+
+    def position_set(self, layer: int) -> int:
+        """By which set a layer turns: 0 for the model's frequencies, else a place in `position_sets`, from 1."""
+        own = self.own_positions[layer] if self.own_positions else None
+        return 0 if own is None else 1 + self.position_sets.index(own)
+
+    def first_layers(self, count: int) -> "ModelShape":
+        """The same model, cut to its first layers."""
+        own = self.own_positions[:count]
+        return replace(self, layers=count, windows=self.windows[:count], own_positions=plain_if_none(own))
 
     @property
     def parameters(self) -> int:
@@ -37,3 +66,8 @@ class ModelShape:
         norms = 2 * m + (2 * d if self.qk_norm else 0)
         ends = self.vocabulary * m * (1 if self.tied else 2) + m
         return self.layers * (attention + mlp + norms) + ends
+
+
+def plain_if_none(own: Sequence[OwnPositions | None]) -> tuple[OwnPositions | None, ...]:
+    """`own_positions` as a shape holds them: empty when no layer has its own."""
+    return tuple(own) if any(entry is not None for entry in own) else ()

@@ -25,6 +25,7 @@ from longspan.engine.gradients import Gradients
 from longspan.engine.linear import Linear
 from longspan.engine.store import Reader, Slot, Store
 from longspan.model.decoder import Block, Norm
+from longspan.rope.rotate import Angles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,15 +33,14 @@ class Work:
     """What all blocks share during one pass over one batch of T tokens.
 
     `q [h, T, d]`, `k` and `v [g, T, d]` and `lse [h, T]` are buffers that every block uses anew; `groups` are the
-    key/value heads of each kernel call. `cos` and `sin` are `[T, pairs]`.
+    key/value heads of each kernel call. `angles` hold cosine and sine `[T, pairs]` of every set that blocks turn by.
     """
 
     store: Store
     scheme: Scheme
     runs: Runs
     groups: tuple[slice, ...]
-    cos: Tensor
-    sin: Tensor
+    angles: tuple[Angles, ...]
     q: Tensor
     k: Tensor
     v: Tensor
@@ -73,6 +73,7 @@ class BlockPass:
     def __init__(self, block: Block, work: Work, *, dtype: torch.dtype) -> None:
         self._block, self._work, self._store = block, work, work.store
         self._head_dim, self._window = block.head_dim, block.window
+        self._cos, self._sin = work.angles[block.position_set]
         self.q, self.k, self.v, self.o = (Linear(module, dtype) for module in (block.q, block.k, block.v, block.o))
         self.gate, self.up, self.down = (Linear(module, dtype) for module in (block.gate, block.up, block.down))
 
@@ -109,8 +110,8 @@ class BlockPass:
         for project, norm, buffer in ((self.q, block.q_norm, work.q), (self.k, block.k_norm, work.k)):
             pointwise.rotate_into(
                 project(n),
-                work.cos[tile],
-                work.sin[tile],
+                self._cos[tile],
+                self._sin[tile],
                 buffer[:, tile],
                 norm_weight=None if norm is None else norm.weight.detach(),
                 epsilon=0.0 if norm is None else norm.epsilon,
@@ -181,7 +182,7 @@ class BlockPass:
         n = self._norm(x, norm)
         dn = self.v.backward(pointwise.heads_to_tokens(work.v[:, tile]), n, gradients)
         for project, head_norm, buffer in ((self.q, block.q_norm, work.q), (self.k, block.k_norm, work.k)):
-            dy = pointwise.rotate_back(buffer[:, tile], work.cos[tile], work.sin[tile])
+            dy = pointwise.rotate_back(buffer[:, tile], self._cos[tile], self._sin[tile])
             if head_norm is not None:
                 dy = self._backward_head_norm(dy, project(n), head_norm, gradients)
             dn = project.backward(dy, n, gradients, add_to=dn)

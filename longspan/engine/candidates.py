@@ -14,7 +14,7 @@ from longspan.engine.prefill import Prefill
 from longspan.engine.step import LOSS_TILE_TOKENS
 from longspan.model.decoder import Decoder
 from longspan.rope.frequencies import Frequencies
-from longspan.rope.rotate import cos_sin, served_omegas, turned
+from longspan.rope.rotate import Angles, served_omegas, turned
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -53,10 +53,10 @@ def candidate_nll(
     together = max(1, pass_tokens // length)
     for group in (jobs[first : first + together] for first in range(0, len(jobs), together)):
         chosen = torch.tensor([row for _, row in group])
-        cos, sin = _angles(decoder, sheet.positions[chosen].to(device), [candidate for candidate, _ in group])
+        angles = _angles(decoder, sheet.positions[chosen].to(device), [candidate for candidate, _ in group])
         runs = tuple((index * length, (index + 1) * length) for index in range(len(group)))
         tokens = sheet.tokens[chosen].flatten().to(device)
-        hidden = prefill.hidden(tokens, (cos.flatten(0, 1), sin.flatten(0, 1)), runs=runs)
+        hidden = prefill.hidden(tokens, angles, runs=runs)
         scored = sheet.scored[chosen].flatten().nonzero()[:, 0]
         targets = sheet.targets[chosen].flatten()[scored].to(device)
         found.append(prefill.losses(hidden[scored.to(device)], targets))
@@ -76,13 +76,14 @@ def candidate_gradient(
     stretch = torch.zeros(len(frequencies.factors), dtype=torch.float64, device=device, requires_grad=True)
     heat = torch.zeros((), dtype=torch.float64, device=device, requires_grad=True)
     slowed = served_omegas(frequencies).to(device) * torch.exp(-stretch)
-    angles = sheet.positions.to(device, torch.float64)[..., None] * slowed
+    positions = sheet.positions.to(device)
+    turns = positions.double()[..., None] * slowed
     scale = frequencies.attention_factor * heat.exp()
-    cos, sin = (angles.cos() * scale).float(), (angles.sin() * scale).float()
+    angles = [((turns.cos() * scale).float(), (turns.sin() * scale).float()), *decoder.angles(positions)[1:]]
     with autocast(decoder):
         x = decoder.embed(sheet.tokens.to(device))
-        for block in decoder.blocks:
-            x = checkpoint(block, x, cos, sin, use_reentrant=False)
+        for layer, block in enumerate(decoder.blocks):
+            x = checkpoint(block, x, *angles[decoder.shape.position_set(layer)], use_reentrant=False)
         hidden = decoder.norm(x)
     slope = torch.zeros_like(hidden)
     total, divisor = 0.0, int(sheet.scored.sum())
@@ -98,10 +99,9 @@ def candidate_gradient(
     return total / divisor, stretch.grad.cpu(), float(heat.grad)
 
 
-def _angles(
-    decoder: Decoder, positions: Int[Tensor, "n S"], candidates: Sequence[Candidate]
-) -> tuple[Float[Tensor, "n S pairs"], Float[Tensor, "n S pairs"]]:
-    """Cosine and sine of each row under its candidate: one call for all, whatever they differ in."""
+def _angles(decoder: Decoder, positions: Int[Tensor, "n S"], candidates: Sequence[Candidate]) -> tuple[Angles, ...]:
+    """Cosine and sine of every token under its row's candidate, one call for all, and those that none changes."""
+    own, *others = decoder.angles(positions)
     sets = [candidate.frequencies for candidate in candidates]
     omegas = torch.stack([served_omegas(frequencies) for frequencies in sets]).to(positions.device)
     scales = torch.tensor([frequencies.attention_factor for frequencies in sets], dtype=torch.float64)
@@ -109,9 +109,8 @@ def _angles(
     kept = torch.tensor([candidate.kept_tokens for candidate in candidates])
     if kept.any():
         early = (positions < kept.to(positions.device)[:, None])[..., None]
-        own_cos, own_sin = cos_sin(positions, decoder.frequencies)
-        cos, sin = torch.where(early, own_cos, cos), torch.where(early, own_sin, sin)
-    return cos, sin
+        cos, sin = torch.where(early, own[0], cos), torch.where(early, own[1], sin)
+    return tuple((cos.flatten(0, 1), sin.flatten(0, 1)) for cos, sin in ((cos, sin), *others))
 
 
 def _tiles(sheet: Sheet, row: int) -> tuple[Tensor, ...]:

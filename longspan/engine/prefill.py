@@ -31,11 +31,10 @@ from longspan.model.decoder import Block, Decoder
 from longspan.parallel.dist import Axis
 from longspan.parallel.exchange import all_gather
 from longspan.parallel.weights import Weights, Whole
-from longspan.rope.rotate import cos_sin
+from longspan.rope.rotate import Angles
 
 TILE_TOKENS = 8192
 LOGIT_ROWS = 2048  # 2,048 x 128,256 float32 logits are 1.05 GB
-Angles = tuple[Float[Tensor, "T pairs"], Float[Tensor, "T pairs"]]  # cosine and sine, float32
 KERNEL_BYTES = 2**30  # what one kernel call may give back: more heads a call keep a GPU busy on short rows
 
 
@@ -110,7 +109,7 @@ class Prefill:
         return from_all(self.losses(x, tokens[at + 1]), self._scheme, self.axes, total=total)
 
     @torch.no_grad()
-    def hidden(self, tokens: Int[Tensor, " T"], angles: Angles, *, runs: Runs) -> Float[Tensor, "T m"]:
+    def hidden(self, tokens: Int[Tensor, " T"], angles: tuple[Angles, ...], *, runs: Runs) -> Float[Tensor, "T m"]:
         """The residual stream before the last norm, of texts laid one after another, under given angles `[T, pairs]`.
 
         Each text lies in a run of its own and sees itself alone. For one device.
@@ -181,14 +180,13 @@ class Prefill:
                 x[tile].copy_(functional.embedding(tokens[tile], self.decoder.embed.weight))
         return x
 
-    def angles(self, positions: Int[Tensor, " T"]) -> Angles:
-        """Cosine and sine of the decoder's own frequencies at some positions."""
-        cos, sin = cos_sin(positions[None], self.decoder.frequencies, angle_dtype=self.decoder.angle_dtype)
-        return cos[0], sin[0]
+    def angles(self, positions: Int[Tensor, " T"]) -> tuple[Angles, ...]:
+        """The decoder's own angles at some positions, `[T, pairs]` each."""
+        return tuple((cos[0], sin[0]) for cos, sin in self.decoder.angles(positions[None]))
 
-    def work(self, angles: Angles, store: Store, *, runs: Runs, kv_tokens: int | None = None) -> Work:
+    def work(self, angles: tuple[Angles, ...], store: Store, *, runs: Runs, kv_tokens: int | None = None) -> Work:
         """Buffers of one pass over some tokens; those of keys and values for `kv_tokens`, if these are fewer."""
-        cos, sin = angles
+        cos = angles[0][0]
         shape, device, total = self.decoder.shape, cos.device, len(cos)
         wide = torch.promote_types(self.dtype, torch.float32)
         heads_bytes = shape.heads // shape.kv_heads * total * shape.head_dim * self.dtype.itemsize
@@ -202,8 +200,7 @@ class Prefill:
             scheme=self._scheme,
             runs=runs,
             groups=tuple(slice(start, min(start + step, shape.kv_heads)) for start in starts),
-            cos=cos,
-            sin=sin,
+            angles=angles,
             q=torch.empty((shape.heads, total, shape.head_dim), dtype=self.dtype, device=device),
             k=torch.empty(kv, dtype=self.dtype, device=device),
             v=torch.empty(kv, dtype=self.dtype, device=device),

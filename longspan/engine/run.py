@@ -27,7 +27,6 @@ from longspan.engine.shares import own_tokens
 from longspan.engine.store import Reader, Slot, SlotShape, Store
 from longspan.model.decoder import Block, Decoder
 from longspan.parallel.weights import Weights, Whole
-from longspan.rope.rotate import cos_sin
 
 
 class Engine:
@@ -134,7 +133,6 @@ class Engine:
         total = batch.tokens.numel()
         decoder, shape = self._decoder, self._decoder.shape
         positions = batch.positions.reshape(1, total)
-        cos, sin = cos_sin(positions, decoder.frequencies, angle_dtype=decoder.angle_dtype)
         step = min(self._choice.group, shape.kv_heads)
         starts = range(0, shape.kv_heads, step)
         return Work(
@@ -142,8 +140,7 @@ class Engine:
             scheme=self._scheme,
             runs=runs,
             groups=tuple(slice(start, min(start + step, shape.kv_heads)) for start in starts),
-            cos=cos[0],
-            sin=sin[0],
+            angles=tuple((cos[0], sin[0]) for cos, sin in decoder.angles(positions)),
             **{name: buffer[:, :total] for name, buffer in self._buffers.items()},
         )
 

@@ -1,5 +1,6 @@
 """The plain decoder: ordinary PyTorch with autograd, written for reading. Every faster path is tested against it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from longspan.batch import Spans
 from longspan.model.cache import KVCache
 from longspan.model.settings import LoraSettings
 from longspan.rope.frequencies import Frequencies
-from longspan.rope.rotate import cos_sin, rotate
+from longspan.rope.layers import layer_sets
+from longspan.rope.rotate import Angles, cos_sin, rotate
 from longspan.shape import ModelShape
 
 
@@ -66,6 +68,7 @@ class Block(nn.Module):
     def __init__(self, shape: ModelShape, layer: int) -> None:
         super().__init__()
         self.layer, self.head_dim, self.window = layer, shape.head_dim, shape.windows[layer]
+        self.position_set = shape.position_set(layer)  # which of the decoder's angles it turns by
         m, f, d = shape.width, shape.mlp_width, shape.head_dim
         self.attention_norm = Norm(m, shape.norm_epsilon)
         self.q = Projection(m, shape.heads * d, bias=shape.qkv_bias)
@@ -161,22 +164,25 @@ class Decoder(nn.Module):
         if positions is None:
             start = 0 if cache is None else cache.length
             positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)[None]
-        cos, sin = cos_sin(positions, self.frequencies, angle_dtype=self.angle_dtype)
-        return self.rotated(tokens, cos, sin, spans=spans, cache=cache)
+        return self.rotated(tokens, self.angles(positions), spans=spans, cache=cache)
+
+    def angles(self, positions: Int[Tensor, "b S"]) -> tuple[Angles, ...]:
+        """Cosine and sine of the frequencies, and of each set that layers have of their own (`shape.position_sets`)."""
+        sets = layer_sets(self.frequencies, self.shape.position_sets)
+        return tuple(cos_sin(positions, one, angle_dtype=self.angle_dtype) for one in sets)
 
     def rotated(
         self,
         tokens: Int[Tensor, "b S"],
-        cos: Float[Tensor, "#b S pairs"],
-        sin: Float[Tensor, "#b S pairs"],
+        angles: Sequence[Angles],
         *,
         spans: Spans | None = None,
         cache: KVCache | None = None,
     ) -> Float[Tensor, "b S m"]:
-        """`hidden` under given angles, which may differ from row to row: other frequencies than the decoder's own."""
+        """`hidden` under given angles, as `angles` gives them, which may differ from row to row."""
         x = self.embed(tokens)
-        for block in self.blocks:
-            x = block(x, cos, sin, spans=spans, cache=cache)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, *angles[self.shape.position_set(layer)], spans=spans, cache=cache)
         if cache is not None:
             cache.advance(tokens.shape[1])
         out: Tensor = self.norm(x)

@@ -40,6 +40,13 @@ class LoraSettings(Settings):
 
     def check(self, shape: ModelShape) -> None:
         """Raise `ConfigError` when this cannot be done to a model of `shape`."""
+        if shape.family == "mellum":  # PEFT 0.21.2 with transformers 5.24 gave other logits, without a word
+            raise ConfigError(
+                "lora.family",
+                "PEFT takes every Mellum for a model of experts, and would put adapters of a dense one elsewhere",
+                where="recipe: lora",
+                fix="train the whole model, or use a model of another family",
+            )
         if "head" in self.also_train and shape.tied:
             raise ConfigError(
                 "lora.tied-head",

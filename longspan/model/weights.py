@@ -1,6 +1,7 @@
 """Weights in and out: a decoder from a Hugging Face folder, and a Hugging Face folder from a decoder."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from longspan.model.families.base import family_named, family_of
 from longspan.model.folder import COMPANIONS, NewFolder, find_tensors, json_bytes, read_config, read_plain, safe_path
 from longspan.model.tensorfile import Entry, Held
 from longspan.rope.export import config_rope, read_rope
+from longspan.rope.layertypes import read_layer_type
 from longspan.utils.errors import ModelError
 
 HEAD = "lm_head.weight"
@@ -33,7 +35,7 @@ def load(folder: Path | str, *, device: torch.device | str = "cpu", dtype: torch
     names, entries = family.names(shape), find_tensors(folder)
     _check_names(folder, set(names.values()), entries, tied=shape.tied)
     with torch.device("meta"):  # sizes only: memory is taken once, on the device, after the checks
-        decoder = Decoder(shape, read_rope({**config, **family.config(shape)}))
+        decoder = Decoder(shape, read_rope(read_layer_type({**config, **family.config(shape)})))
     parameters = dict(decoder.named_parameters())
     assert parameters.keys() == names.keys(), "a family's names are the decoder's"
     for ours, theirs in names.items():
@@ -143,8 +145,9 @@ def save(
             fix="merge them first with merge_lora, or write them alone with save_adapter",
         )
     family = family_named(shape.family)
+    rope = family.rope(shape, config_rope(decoder.frequencies, head_dim=shape.head_dim, mixed_window=mixed_window))
     written = family.config(shape)
-    if family.shape(written) != shape:
+    if family.shape({**written, **rope}) != replace(shape, trained_length=decoder.frequencies.length):
         raise ModelError(
             "model.inexpressible",
             f"the config of a {shape.family} model cannot say what this decoder is",
@@ -153,7 +156,6 @@ def save(
         )
     names, parameters = family.names(shape), dict(decoder.named_parameters())
     dtype = dtype or decoder.embed.weight.dtype
-    rope = config_rope(decoder.frequencies, head_dim=shape.head_dim, mixed_window=mixed_window)
     NewFolder(
         config=saved_config(decoder.config, written, rope, dtype),
         tensors={theirs: Held(parameters[ours]) for ours, theirs in names.items()},

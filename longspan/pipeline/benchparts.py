@@ -2,7 +2,6 @@
 
 import os
 import resource
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +93,7 @@ def model_of(name: str, *, layers: int | None, tokens: int) -> tuple[ModelShape,
     if (folder / "config.json").is_file():
         found = load(folder, device="meta")  # sizes only
         count = min(layers or found.shape.layers, found.shape.layers)
-        shape = replace(found.shape, layers=count, windows=found.shape.windows[:count])
-        return shape, found.frequencies
+        return found.shape.first_layers(count), found.frequencies
     shape = named_shape(name, layers=layers)
     base = RopeBase(rotary_dim=shape.head_dim, theta=THETA, trained_length=shape.trained_length)
     return shape, Default().frequencies(base, tokens)

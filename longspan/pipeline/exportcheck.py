@@ -15,10 +15,11 @@ from longspan.pipeline.proof import can_prove, quiet
 from longspan.pipeline.recipe import ExportChoice
 from longspan.rope.export import read_rope
 from longspan.rope.frequencies import Frequencies
+from longspan.rope.layertypes import LAYERED, LOCAL, STRETCHED, read_layer_type
 from longspan.rope.methods.searched import Searched
 from longspan.rope.methods.su import Su
 from longspan.rope.rotate import served_omegas
-from longspan.rope.serving import ENGINES, Served
+from longspan.rope.serving import ENGINES, NO_EXPERTS, Served
 from longspan.utils.errors import ConfigError, ModelError
 
 EQUAL = 1e-6  # of the unscaled frequency: two float32 formulas of one method
@@ -29,8 +30,8 @@ EXACT_KINDS = ("default", "longrope")  # formed alike everywhere: these must be 
 class Reading:
     """What one engine makes of the folder for texts of one length, against the frequencies that the file states.
 
-    `difference` is the largest of any pair, in shares of the unscaled frequency; None when the engine refuses, and
-    `told` says why.
+    `layers` names the kind of layers where a file has settings for each. `difference` is the largest of any pair, in
+    shares of the unscaled frequency; None when the engine refuses, and `told` says why.
     """
 
     engine: str
@@ -39,6 +40,7 @@ class Reading:
     difference: float | None
     attention_factor: float | None
     told: str = ""
+    layers: str = ""
 
 
 def check_folder(folder: Path) -> tuple[list[Reading], list[str]]:
@@ -47,18 +49,20 @@ def check_folder(folder: Path) -> tuple[list[Reading], list[str]]:
     transformers reads the folder itself, when it is installed; vLLM and SGLang by their published formulas. Raises
     `ModelError` for a config.json that longspan cannot read.
     """
-    config = read_config(folder)
-    meant = read_rope(config)
-    lengths = sorted({min(meant.trained_length, meant.length), meant.length})
-    readers = dict(ENGINES)
+    config, readers = read_config(folder), dict(ENGINES)
+    kinds = (STRETCHED, LOCAL) if LOCAL in (config.get("rope_parameters") or {}) else (STRETCHED,)
     if can_prove():
-        version = importlib.import_module("transformers").__version__
-        readers = {f"transformers {version}": lambda _, length: transformers_reading(folder, length), **readers}
-    rows = [
-        _reading(engine, read, config, meant, length, exact=_kind(config) in EXACT_KINDS)
-        for engine, read in readers.items()
-        for length in lengths
-    ]
+        name = f"transformers {importlib.import_module('transformers').__version__}"
+        readers = {name: lambda one, length: transformers_reading(folder, length, layers=one.get("layers")), **readers}
+    rows = []
+    for kind in kinds:
+        one = read_layer_type(config, kind) | ({"layers": kind} if config.get("model_type") in LAYERED else {})
+        meant = read_rope(one)
+        rows += [
+            _reading(engine, read, one, meant, length, exact=_kind(one) in EXACT_KINDS)
+            for engine, read in readers.items()
+            for length in sorted({min(meant.trained_length, meant.length), meant.length})
+        ]
     return rows, known_limits(folder)
 
 
@@ -81,7 +85,7 @@ def save_checked(decoder: Decoder, folder: Path, export: ExportChoice, *, warn: 
     dtype: torch.dtype = getattr(torch, export.dtype)
     save(decoder, folder, dtype=dtype, mixed_window=export.mixed_window)
     require_alike(folder, decoder.frequencies, mixed_window=export.mixed_window)
-    for limit in known_limits(folder) if export.mixed_window else ():
+    for limit in known_limits(folder) if export.mixed_window or decoder.shape.family in LAYERED else ():
         warn(limit)
 
 
@@ -107,27 +111,41 @@ def _differ_in_float32(first: Sequence[float], second: Sequence[float]) -> bool:
 def require_alike(folder: Path, frequencies: Frequencies, *, mixed_window: bool = False) -> None:
     """Raise `ModelError` (`export.engine`) when an engine would not rotate with these frequencies, naming it.
 
-    Of a mixed window only the texts beyond N0 are asked about: before it engines switch at different moments.
+    Of a mixed window only the texts beyond N0 are asked about: before it engines switch at different moments. An
+    engine that does not load a model with layer types at all reads nothing wrongly: that is a known limit.
     """
-    meant = read_rope(read_config(folder))
+    config = read_config(folder)
+    meant = read_rope(read_layer_type(config))
     ends = (frequencies.length, frequencies.trained_length) if mixed_window else (frequencies.length,)
     sets = ((served_omegas(meant.window(end)), served_omegas(frequencies.window(end))) for end in ends)
     if not all(torch.equal(*pair) for pair in sets) or meant.attention_factor != frequencies.attention_factor:
         raise _differs("longspan itself", folder)
     for row in check_folder(folder)[0]:
-        if not row.same and not (mixed_window and row.length <= frequencies.trained_length):
+        refused = row.difference is None and config.get("model_type") in LAYERED
+        if not row.same and not refused and not (mixed_window and row.length <= frequencies.trained_length):
             raise _differs(row.engine, folder, row.told)
 
 
-def transformers_reading(folder: Path, length: int) -> Served:
-    """What transformers rotates a text of `length` tokens with: its own config and rotary module, run once."""
+def transformers_reading(folder: Path, length: int, *, layers: str | None = None) -> Served:
+    """What transformers rotates a text of `length` tokens with: its own config and rotary module, run once.
+
+    `layers` is the kind of layers that is asked about, where each has its own settings.
+    """
     transformers = importlib.import_module("transformers")
-    module = importlib.import_module("transformers.models.llama.modeling_llama")
+    module = importlib.import_module(
+        f"transformers.models.{'mellum.modeling_mellum' if layers else 'llama.modeling_llama'}"
+    )
+    seen = (torch.zeros(1), torch.tensor([[length - 1]]))  # the module chooses its set by the positions it sees
     with quiet(transformers.utils.logging):
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-        rotary = module.LlamaRotaryEmbedding(config)
-        rotary(torch.zeros(1), torch.tensor([[length - 1]]))  # the module chooses its set by the positions it sees
-    return Served(omegas=rotary.inv_freq.double(), attention_factor=float(rotary.attention_scaling))
+        if layers is None:
+            rotary = module.LlamaRotaryEmbedding(config)
+            rotary(*seen)
+            return Served(omegas=rotary.inv_freq.double(), attention_factor=float(rotary.attention_scaling))
+        rotary = module.MellumRotaryEmbedding(config)
+        rotary(*seen, layers)
+    heat = getattr(rotary, f"{layers}_attention_scaling")
+    return Served(omegas=getattr(rotary, f"{layers}_inv_freq").double(), attention_factor=float(heat))
 
 
 def _reading(
@@ -139,39 +157,42 @@ def _reading(
     *,
     exact: bool,
 ) -> Reading:
+    nothing = Reading(
+        engine=engine,
+        length=length,
+        same=False,
+        difference=None,
+        attention_factor=None,
+        layers=config.get("layers", ""),
+    )
     try:
         served = read(config, length)
     except ModelError as error:
-        return Reading(
-            engine=engine, length=length, same=False, difference=None, attention_factor=None, told=error.what
-        )
+        return replace(nothing, told=error.what)
     ours = served_omegas(meant.window(length))
     if served.omegas.shape != ours.shape:
-        told = f"rotates {len(served.omegas)} pairs, not {len(ours)}"
-        return Reading(engine=engine, length=length, same=False, difference=None, attention_factor=None, told=told)
+        return replace(nothing, told=f"rotates {len(served.omegas)} pairs, not {len(ours)}")
     plain = meant.theta ** -(torch.arange(len(ours), dtype=torch.float64) / len(ours))
     difference = float(((served.omegas - ours).abs() / plain).max())
     alike = difference == 0 if exact else difference <= EQUAL
     scale = abs(served.attention_factor / meant.attention_factor - 1) <= EQUAL
     told = "" if alike and scale else ("other frequencies" if not alike else "another attention factor")
-    return Reading(
-        engine=engine,
-        length=length,
-        same=alike and scale,
-        difference=difference,
-        attention_factor=served.attention_factor,
-        told=told,
-    )
+    heat = served.attention_factor
+    return replace(nothing, same=alike and scale, difference=difference, attention_factor=heat, told=told)
 
 
 def known_limits(folder: Path) -> list[str]:
     """What the files cannot make right by themselves, and whoever serves the folder must know."""
-    config = read_config(folder)
+    config = read_layer_type(read_config(folder))
     meant, notes = read_rope(config), [] if can_prove() else ["transformers is not installed, and so not asked"]
-    if _kind(config) == "longrope" and meant.length > meant.trained_length:
+    scaled = _kind(config) == "longrope" and meant.length > meant.trained_length
+    if config.get("model_type") in LAYERED:
+        notes.append(f"transformers 4 does not know the model type, and vLLM {NO_EXPERTS}")
+    elif scaled:
         notes.append(
             f"serve with vLLM's --max-model-len {meant.length}: without it, it stops at {meant.trained_length} tokens"
         )
+    if scaled:
         notes.append(
             f"SGLang rotates position {meant.trained_length} as position 0 in a batch that has none beyond it; "
             "no file can change that"

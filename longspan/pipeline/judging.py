@@ -90,7 +90,8 @@ class DecoderJudge:
         self.pass_tokens = pass_tokens
         self._texts, self._settings, self._encode = texts, settings, encode
         self._sheets: dict[str, engine.Sheet] = {}
-        asked = settings.model_dump(mode="json", exclude={"strategy", "compare", "halving", "length", "pass_tokens"})
+        unasked = {"strategy", "compare", "halving", "length", "pass_tokens", "export"}
+        asked = settings.model_dump(mode="json", exclude=unasked)
         dtype = str(decoder.embed.weight.dtype)
         self._identity = canonical_sha256(
             [LAYOUT, *identity, asked, texts.length, texts.seed, dtype, asdict(decoder.frequencies)]

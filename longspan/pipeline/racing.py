@@ -12,19 +12,18 @@ from longspan.eval.evaluate import evaluate
 from longspan.eval.tasks.grid import Grid
 from longspan.pipeline.job import Job
 from longspan.pipeline.judging import Texts
+from longspan.pipeline.machine import probe
 from longspan.pipeline.material import material_of
 from longspan.pipeline.memory import memory_errors
+from longspan.pipeline.racepage import PICTURE, SUMMARY, write_race
 from longspan.pipeline.searching import SMALLER, Outcome, Searcher, described
-from longspan.report.race import race_svg, read_race
 from longspan.rope.frequencies import Frequencies
 from longspan.utils.errors import ConfigError
-from longspan.utils.files import write_atomic, write_json
 from longspan.utils.lines import Lines
 from longspan.utils.spread import table_interval
 from longspan.utils.values import canonical_sha256
 
 FIRST_BIN_TOKENS = 128
-SUMMARY, PICTURE = "summary.json", "race.svg"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +61,7 @@ def compare(job: Job) -> dict[str, Any]:
     for factor, length in lengths.items():
         details[factor] = _length(searcher, length)
         _tell(job, details[factor])
-        _write(searcher, details)
+        write_race(searcher.folder, details)
     path = searcher.folder / SUMMARY
     return {"run": str(job.folder.path), "summary": str(path), "picture": str(searcher.folder / PICTURE)}
 
@@ -114,6 +113,7 @@ def _length(searcher: Searcher, length: int) -> dict[str, Any]:
     }
     return {
         "length": length,
+        "device": probe(job.device, folder=searcher.folder).device,
         "bins": bench.edges,
         "agreement": agreement,
         "methods": methods,
@@ -144,21 +144,6 @@ def _costs(ran: Sequence[Outcome]) -> dict[str, Any]:
         "evaluations": fmean(outcome.evaluations for outcome in ran),
         "seeds": len(ran),
     }
-
-
-def _write(searcher: Searcher, details: dict[str, Any]) -> None:
-    """Everything known so far."""
-    folder = searcher.folder
-    keys = ("nll", "needle", "gpu_seconds", "evaluations", "seeds")
-    write_json(searcher.job.folder.race, details)
-    write_json(
-        folder / SUMMARY,
-        {
-            factor: {name: {key: value[key] for key in keys} for name, value in found["methods"].items()}
-            for factor, found in details.items()
-        },
-    )
-    write_atomic(folder / PICTURE, race_svg("Position settings compared", read_race(details)).encode())
 
 
 def _edges(length: int) -> list[tuple[int, int]]:

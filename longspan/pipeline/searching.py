@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -13,6 +14,7 @@ import torch
 from longspan.data.tokenize import plain_encode
 from longspan.model.decoder import Decoder
 from longspan.model.weights import load
+from longspan.pipeline.exportcheck import save_checked
 from longspan.pipeline.job import Job
 from longspan.pipeline.judging import PASS_TOKENS, DecoderJudge, Texts, rope_base
 from longspan.pipeline.memory import memory_errors
@@ -30,11 +32,11 @@ from longspan.search.space import Space
 from longspan.search.strategies.base import Strategy
 from longspan.search.window import Window
 from longspan.utils.errors import ConfigError
-from longspan.utils.files import write_json
+from longspan.utils.files import storage_errors, write_json
 from longspan.utils.lines import Lines
 from longspan.utils.spread import spearman
 
-FOUND = "found.json"
+FOUND, EXPORT = "found.json", "export"
 SMALLER = "lower search.pass_tokens, or search for a shorter length"
 ENOUGH = 0.8  # the least rank correlation at which the skip sheet may stand for full texts
 
@@ -89,7 +91,8 @@ class Searcher:
         """The model and a length."""
         own = self.decoder.frequencies
         if self.settings.window:
-            return Window(own=rope_base(own), trained_length=own.trained_length, length=own.trained_length)
+            n0 = own.trained_length
+            return Window(own=rope_base(own), trained_length=n0, length=n0, extended_length=own.length)
         return Space(own=rope_base(own), trained_length=own.length, length=length)
 
     def judge(self, length: int, seed: int) -> DecoderJudge:
@@ -182,15 +185,33 @@ def search(job: Job) -> dict[str, Any]:
     outcome = searcher.run(settings.strategy, judge, seed=seed)
     path = searcher.folder / FOUND
     write_json(path, {**described(space, outcome), "agreement": agreement})
+    shipped = {"export": str(_ship(searcher, space, outcome))} if settings.export else {}
     return {
         "run": str(job.folder.path),
         "found": str(path),
+        **shipped,
         "stage": f'rope = {{ kind = "searched", result = {json.dumps(str(path))} }}',
         "rope": space.rope(outcome.found.method),
         "loss": outcome.found.loss,
         "evaluations": outcome.evaluations,
         "search_seconds": round(outcome.seconds, 3),
     }
+
+
+def _ship(searcher: Searcher, space: Space, outcome: Outcome) -> Path:
+    """The model as it came, written with the settings that were found, and checked as every export is."""
+    job, final = searcher.job, searcher.folder / EXPORT
+    model, fresh = job.recipe.model.folder, final.with_name(f".{EXPORT}-new")
+    assert model is not None  # the decoder that was searched on came from it
+    decoder = load(model)
+    decoder.frequencies = space.served(outcome.found.method)
+    with storage_errors(fresh):
+        shutil.rmtree(fresh, ignore_errors=True)
+    save_checked(decoder, fresh, job.recipe.export, warn=job.observer.warn)
+    with storage_errors(final):
+        shutil.rmtree(final, ignore_errors=True)
+        fresh.rename(final)
+    return final
 
 
 def described(space: Space, outcome: Outcome) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from longspan.model.families.base import family_of
 from longspan.model.folder import read_config
 from longspan.rope.export import read_rope
+from longspan.rope.layertypes import read_layer_type
 from longspan.utils.errors import ConfigError
 from longspan.utils.files import write_atomic
 
@@ -84,7 +85,7 @@ def write_recipe(model: Path, *, to: Path) -> Path:
         raise ConfigError("init.exists", "this file exists already", where=str(to), fix="name another with --to")
     config = read_config(model)
     family = family_of(config)
-    trained = read_rope({**config, **family.config(family.shape(config))}).length
+    trained = read_rope(read_layer_type({**config, **family.config(family.shape(config))})).length
     name = "".join(c if c.isalnum() and c.isascii() else "-" for c in model.resolve().name).strip("-") or "model"
     middle, long = 2 * trained, 4 * trained
     text = TEMPLATE.format(

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Sequence
-from dataclasses import replace
 
 from longspan.data.collate import collate
 from longspan.data.curricula.base import Slots
@@ -66,7 +65,7 @@ def _slice(job: Job) -> Decoder:
     decoder = job.base()
     count = min(LAYERS, decoder.shape.layers)
     decoder.blocks = decoder.blocks[:count]
-    decoder.shape = replace(decoder.shape, layers=count, windows=decoder.shape.windows[:count])
+    decoder.shape = decoder.shape.first_layers(count)
     return decoder.float()
 
 

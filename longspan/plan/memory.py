@@ -151,7 +151,7 @@ class Parts:
             "anchors": self._on("device"),
             "q, k, v": tokens * (shape.heads + 2 * shape.kv_heads) * shape.head_dim * self._element,
             "log-sum-exp": tokens * shape.heads * WIDE,
-            "cos and sin": tokens * shape.head_dim * WIDE,
+            "cos and sin": (1 + len(shape.position_sets)) * tokens * shape.head_dim * WIDE,
             "batch": tokens * BATCH_BYTES * (1 if context == 1 else 1 + context),  # own tokens beside the whole
             "staging": RING * (self._gradient_tile + self._coded_tiles),
         }
@@ -194,7 +194,7 @@ class Parts:
         common = {
             "kept by autograd": kept,
             "batch": tokens * BATCH_BYTES,
-            "cos and sin": tokens * shape.head_dim * WIDE,
+            "cos and sin": (1 + len(shape.position_sets)) * tokens * shape.head_dim * WIDE,
             "weights in the type of tiles": self.work.shape.parameters * element if self.weights.casts else 0,
         }
         logits = self.work.shape.vocabulary * min(self.choice.loss_tile_tokens, tokens) * (2 * element + 3 * WIDE)

@@ -18,7 +18,9 @@ from longspan.rope.methods.proportional import Proportional
 from longspan.rope.methods.yarn import Yarn
 from longspan.utils.errors import ModelError
 
-DEFAULT_THETA = 10_000.0  # what transformers assumes for every family of ours when a file names no theta
+# What transformers assumes when a file names no theta, by model type; 10,000 for the others.
+DEFAULT_THETAS = {"smollm3": 2_000_000.0}
+DEFAULT_THETA = 10_000.0
 
 KINDS = ("default", "dynamic", "linear", "llama3", "longrope", "proportional", "su", "yarn")
 
@@ -121,6 +123,7 @@ class _Scaling(_File):
 
 
 class _Config(_File):
+    model_type: str | None = None
     max_position_embeddings: Length
     head_dim: int | None = Field(default=None, gt=0)
     hidden_size: int | None = Field(default=None, gt=0)
@@ -167,7 +170,7 @@ def _read(config: _Config) -> Frequencies:
         original = config.original_max_position_embeddings or scaling.original_max_position_embeddings or length
     base = RopeBase(
         rotary_dim=config.rotary_dim(scaling),
-        theta=scaling.rope_theta or config.rope_theta or DEFAULT_THETA,
+        theta=scaling.rope_theta or config.rope_theta or DEFAULT_THETAS.get(config.model_type or "", DEFAULT_THETA),
         trained_length=original,
     )
     match kind:

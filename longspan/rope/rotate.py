@@ -19,6 +19,9 @@ def served_omegas(frequencies: Frequencies) -> Float[Tensor, " pairs"]:
     return (1.0 / (factors * frequencies.theta**exponents)).double()
 
 
+Angles = tuple[Float[Tensor, "... pairs"], Float[Tensor, "... pairs"]]  # cosine and sine of one set, float32
+
+
 def cos_sin(
     positions: Int[Tensor, "b S"], frequencies: Frequencies, *, angle_dtype: torch.dtype = torch.float64
 ) -> tuple[Float[Tensor, "b S pairs"], Float[Tensor, "b S pairs"]]:

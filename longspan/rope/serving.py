@@ -12,6 +12,7 @@ from torch import Tensor
 from longspan.utils.errors import ModelError
 
 DEFAULT_THETA = 10_000.0
+NO_EXPERTS = "stops when it loads a Mellum without layers of experts"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -50,17 +51,14 @@ def vllm(config: dict[str, Any], length: int) -> Served:
     max_position_embeddings / N0, never `attention_factor`. `dynamic` scales nothing. Raises `ModelError`
     (`export.engine`) for what vLLM refuses.
     """
+    if config.get("model_type") == "mellum":
+        raise _refused("vLLM", NO_EXPERTS)
     rope = _settled(config)
 
     def dynamic() -> Served:
         return _plain(rope)
 
-    def linear() -> Served:
-        if not isinstance(rope.keys["factor"], float):
-            raise _refused("vLLM", "takes a linear factor only when it is written as a float, such as 4.0")
-        return _linear(rope)
-
-    return _served(rope, "vLLM", {"dynamic": dynamic, "linear": linear}, length, _yarn_vllm)
+    return _served(rope, "vLLM", dynamic, length, _yarn_vllm)
 
 
 def sglang(config: dict[str, Any], length: int) -> Served:
@@ -78,7 +76,7 @@ def sglang(config: dict[str, Any], length: int) -> Served:
         return _plain(rope, theta=theta)
 
     switch = length - 1 if rope.kind == "longrope" else length  # its last position must exceed N0, not its length
-    return _served(rope, "SGLang", {"dynamic": dynamic, "linear": lambda: _linear(rope)}, switch, _yarn_sglang)
+    return _served(rope, "SGLang", dynamic, switch, _yarn_sglang)
 
 
 ENGINES: dict[str, Callable[[dict[str, Any], int], Served]] = {"vLLM": vllm, "SGLang": sglang}
@@ -102,7 +100,7 @@ def _settled(config: dict[str, Any]) -> _Rope:
 def _served(
     rope: _Rope,
     engine: str,
-    own: dict[str, Callable[[], Served]],
+    dynamic: Callable[[], Served],
     length: int,
     yarn_factor: Callable[[dict[str, Any]], float],
 ) -> Served:
@@ -111,7 +109,8 @@ def _served(
         "llama3": lambda: _llama3(rope),
         "longrope": lambda: _longrope(rope, long=length > rope.original),
         "yarn": lambda: _yarn(rope, yarn_factor(rope.keys)),
-        **own,
+        "dynamic": dynamic,
+        "linear": lambda: _linear(rope, engine),
     }
     if rope.kind not in kinds:
         raise _refused(engine, f"does not serve the rope type {rope.kind!r} for this family")
@@ -126,7 +125,9 @@ def _plain(rope: _Rope, *, theta: float | None = None) -> Served:
     return Served(omegas=(1.0 / powers).double(), attention_factor=1.0)
 
 
-def _linear(rope: _Rope) -> Served:
+def _linear(rope: _Rope, engine: str) -> Served:
+    if not isinstance(rope.keys["factor"], float):
+        raise _refused(engine, "takes a linear factor only when it is written as a float, such as 4.0")
     return Served(omegas=(1.0 / rope.powers()).double() / float(rope.keys["factor"]), attention_factor=1.0)
 
 

@@ -82,6 +82,7 @@ class SearchSettings(Settings):
     full texts: round (keep, texts) of `halving` measures the best `keep` on `texts` of them. `pass_tokens` go through
     the model at once, null as many as this device usually takes. With `window` the model is one that was extended
     before, and factors for its original window are searched; the strategy is then "structured" of the family "window".
+    With `export` the model is written with what was found, to search/export: shipped without training.
     """
 
     length: Annotated[int, Field(ge=64)] | None = None
@@ -96,6 +97,7 @@ class SearchSettings(Settings):
     piece_tokens: Annotated[int, Field(ge=16)] = 256
     halving: Annotated[tuple[Round, ...], Field(min_length=1)] = ((6, 1), (2, 2))
     pass_tokens: Annotated[int, Field(ge=64)] | None = None
+    export: bool = False
     compare: Compare = Compare()
 
     @model_validator(mode="after")

@@ -84,6 +84,10 @@ class Space:
             trained_length=self.own.trained_length,
         )
 
+    def served(self, method: Method) -> Frequencies:
+        """What the model is shipped with: the set that it was measured with."""
+        return self.frequencies(method)
+
     def rope(self, method: Method) -> dict[str, Any]:
         """The settings as a recipe writes them for this model: the method, or factors that hold both scalings."""
         if self.own.factors is not None:

@@ -13,9 +13,12 @@ from longspan.utils.errors import ConfigError
 class Window(Space):
     """Other factors for texts of up to N0 tokens, each between 1 and the model's own; the attention factor stays.
 
-    Engines have one attention factor for both windows. `length` and `trained_length` are N0. Source: arXiv:2402.13753,
-    section 3.3, which searches factors for 4K and 8K again after the extension.
+    Engines have one attention factor for both windows. `length` and `trained_length` are N0, `extended_length` is that
+    of the long window. Source: arXiv:2402.13753, section 3.3, which searches factors for 4K and 8K again after the
+    extension.
     """
+
+    extended_length: int
 
     def __post_init__(self) -> None:
         if self.own.factors is None:
@@ -62,6 +65,17 @@ class Window(Space):
             attention_factor=self.own.attention_factor,
             length=self.length,
             trained_length=self.own.trained_length,
+        )
+
+    def served(self, method: Method) -> Frequencies:
+        """The model's own set, with the short factors beside it."""
+        return Frequencies(
+            theta=self.own.theta,
+            factors=self.long_factors,
+            attention_factor=self.own.attention_factor,
+            length=self.extended_length,
+            trained_length=self.own.trained_length,
+            short_factors=self.stretch(method),
         )
 
     def rope(self, method: Method) -> dict[str, Any]:

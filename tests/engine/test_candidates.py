@@ -104,7 +104,7 @@ def test_gradient_is_that_of_finite_differences(skip):
         for row in range(2):
             angles = sheet.positions[row].double()[None, :, None] * omegas
             cos, sin = angles.cos() * attention_factor, angles.sin() * attention_factor
-            logits = decoder.logits(decoder.rotated(sheet.tokens[row][None], cos, sin))[0]
+            logits = decoder.logits(decoder.rotated(sheet.tokens[row][None], [(cos, sin)]))[0]
             nll = functional.cross_entropy(logits, sheet.targets[row], reduction="none")[sheet.scored[row]]
             total, count = total + float(nll.sum()), count + len(nll)
         return total / count

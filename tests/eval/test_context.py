@@ -124,12 +124,9 @@ def test_the_check_at_the_start_passes_and_catches_a_wrong_path(monkeypatch):
     reader = DecoderReader(DECODER)
     assert reader.check() < 1e-4
     assert DecoderReader(DECODER, Keep(codes=True)).check() > 1e-4  # told, not refused
-    real = reader._near.work
-
-    def shifted(positions, store, **more):  # positions that start anew behind the context
-        return real(positions % 150, store, **more)
-
-    monkeypatch.setattr(reader._near, "work", shifted)
+    real = reader._near.angles
+    # positions that start anew behind the context
+    monkeypatch.setattr(reader._near, "angles", lambda positions: real(positions % 150))
     with pytest.raises(ModelError, match="other logits than a plain forward") as caught:
         reader.check()
     assert caught.value.code == "eval.branch-differs"

@@ -9,7 +9,8 @@ from longspan.model.decoder import Decoder
 from longspan.model.families.base import family_named
 from longspan.model.lora import add_lora
 from longspan.model.settings import PROJECTIONS, LoraSettings
-from longspan.shape import ModelShape
+from longspan.rope.export import config_rope
+from longspan.shape import ModelShape, OwnPositions
 
 ALL = LoraSettings(rank=3, alpha=5.0, projections=PROJECTIONS)
 TOKENS = torch.arange(12).reshape(1, 12) % 33
@@ -18,10 +19,19 @@ TOKENS = torch.arange(12).reshape(1, 12) % 33
 def shape_of(family: str) -> ModelShape:
     """A small shape with whatever the family has."""
     mine = family_named(family)
-    biases = {"qkv_bias": family != "mistral", "out_bias": family in ("llama", "qwen3"), "mlp_bias": family == "llama"}
-    windows = (None,) * 2 if family in ("llama", "mistral") else (None, 5)
-    shape = dataclasses.replace(SHAPE, family=family, qk_norm=family == "qwen3", windows=windows, **biases)
-    assert mine.shape(mine.config(shape)) == shape
+    own_bias = ("llama", "qwen3", "smollm3", "mellum")
+    biases = {
+        "qkv_bias": family != "mistral",
+        "out_bias": family in own_bias,
+        "mlp_bias": family in ("llama", "smollm3"),
+    }
+    windows = (None,) * 2 if family in ("llama", "mistral", "smollm3") else (None, 5)
+    own = {"smollm3": (None, OwnPositions(theta=None)), "mellum": (None, OwnPositions(theta=50.0))}.get(family, ())
+    kind = {"family": family, "qk_norm": family in ("qwen3", "mellum"), "windows": windows, "own_positions": own}
+    shape = dataclasses.replace(SHAPE, **kind, **biases)
+    rope = mine.rope(shape, config_rope(new(shape).frequencies, head_dim=shape.head_dim))
+    back = mine.shape({**mine.config(shape), **rope})
+    assert dataclasses.replace(back, trained_length=shape.trained_length) == shape
     return shape
 
 

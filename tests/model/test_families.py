@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from longspan.config import kinds
 from longspan.model.decoder import Decoder
 from longspan.model.families.base import PACKAGE, Family, family_named, family_of
+from longspan.rope.export import config_rope, read_rope
 from longspan.rope.frequencies import Frequencies
-from longspan.shape import ModelShape
+from longspan.rope.layertypes import read_layer_type
+from longspan.shape import ModelShape, OwnPositions, plain_if_none
 from longspan.utils.errors import ModelError
 
 FAMILIES = kinds(PACKAGE)
@@ -29,7 +31,15 @@ def shapes(draw: st.DrawFn, family: str) -> ModelShape:
         "mistral": st.sampled_from([[None] * layers, [window] * layers]),
         "qwen2": some,
         "qwen3": some,
+        "smollm3": st.just([None] * layers),
+        "mellum": some,
     }
+    still = st.lists(st.sampled_from([None, OwnPositions(theta=None)]), min_size=layers, max_size=layers)
+    windowed = tuple(draw(windows[family]))
+    own = plain_if_none(draw(still)) if family == "smollm3" else ()
+    if family == "mellum":
+        local = OwnPositions(theta=draw(st.floats(2, 1e9)), factor=draw(st.sampled_from([1.0, 8.0])))
+        own = plain_if_none([None if entry is None else local for entry in windowed])
     return ModelShape(
         family=family,
         layers=layers,
@@ -41,13 +51,21 @@ def shapes(draw: st.DrawFn, family: str) -> ModelShape:
         vocabulary=draw(st.integers(1, 300)),
         norm_epsilon=draw(st.sampled_from([1e-5, 1e-6])),
         tied=draw(st.booleans()),
-        qkv_bias=True if family == "qwen2" else bias and family in ("llama", "qwen3"),
-        out_bias=bias and family in ("llama", "qwen3"),
-        mlp_bias=draw(st.booleans()) and family == "llama",
-        qk_norm=family == "qwen3",
-        windows=tuple(draw(windows[family])),
-        trained_length=draw(st.integers(1, 2**21)),
+        qkv_bias=True if family == "qwen2" else bias and family in ("llama", "qwen3", "smollm3", "mellum"),
+        out_bias=bias and family in ("llama", "qwen3", "smollm3", "mellum"),
+        mlp_bias=draw(st.booleans()) and family in ("llama", "smollm3"),
+        qk_norm=family in ("qwen3", "mellum"),
+        windows=windowed,
+        trained_length=draw(st.integers(2, 2**21)),
+        own_positions=own,
     )
+
+
+def plain_rope(shape: ModelShape) -> dict[str, Any]:
+    plain = Frequencies(
+        theta=1e4, factors=(1.0,) * (shape.head_dim // 2), attention_factor=1.0, length=8, trained_length=8
+    )
+    return config_rope(plain, head_dim=shape.head_dim)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -56,6 +74,8 @@ def shapes(draw: st.DrawFn, family: str) -> ModelShape:
 def test_config_says_the_whole_shape(name: str, data: st.DataObject) -> None:
     shape, family = data.draw(shapes(name)), family_named(name)
     config = family.config(shape)
+    if shape.own_positions:  # other families say all in `config`, and that comes back without `rope`
+        config |= {"rope_parameters": family.rope(shape, plain_rope(shape))["rope_parameters"]}
     assert family.shape(config) == shape
     assert family_of(config) == family
 
@@ -86,7 +106,9 @@ def test_names_and_sizes_are_those_of_transformers(name: str, data: st.DataObjec
     shape = dataclasses.replace(shape, width=shape.width * shape.heads)
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(
-            transformers.AutoConfig.for_model(name, **without(family_named(name).config(shape), "model_type"))
+            transformers.AutoConfig.for_model(
+                name, **without(family_named(name).config(shape), "model_type"), pad_token_id=None
+            )
         )
     assert set(family_named(name).names(shape).values()) == {parameter for parameter, _ in model.named_parameters()}
     assert sum(weight.numel() for weight in model.parameters()) == shape.parameters
@@ -95,11 +117,13 @@ def test_names_and_sizes_are_those_of_transformers(name: str, data: st.DataObjec
 @pytest.mark.parametrize("name", FAMILIES)
 def test_missing_keys_mean_what_they_mean_to_transformers(name: str) -> None:
     transformers = pytest.importorskip("transformers")
-    theirs = transformers.AutoConfig.for_model(name).to_dict()
-    assert family_named(name).shape({}) == family_named(name).shape(theirs)
-    for key in family_named(name).config(family_named(name).shape({})):
-        if key not in ("architectures", "head_dim", "layer_types", "max_window_layers"):
-            assert family_named(name).config(family_named(name).shape({}))[key] == theirs[key], key
+    needed = {"mlp_layer_types": ["dense"] * 28} if name == "mellum" else {}
+    theirs = transformers.AutoConfig.for_model(name, **needed).to_dict()
+    assert family_named(name).shape(needed) == family_named(name).shape(theirs)
+    unlike = ("architectures", "head_dim", "layer_types", "max_window_layers")
+    for key in family_named(name).config(family_named(name).shape(needed)):
+        if key not in unlike and (name, key) != ("mellum", "sliding_window"):  # no window where no layer has one
+            assert family_named(name).config(family_named(name).shape(needed))[key] == theirs[key], key
 
 
 def without(config: dict[str, Any], *keys: str) -> dict[str, Any]:
@@ -107,7 +131,7 @@ def without(config: dict[str, Any], *keys: str) -> dict[str, Any]:
 
 
 def test_one_published_config_each() -> None:
-    """Values written down from the models' own pages: Llama 3.2 1B, Mistral 7B v0.1, Qwen2.5 0.5B, Qwen3 0.6B."""
+    """Values from the models' own pages: Llama 3.2 1B, Mistral 7B v0.1, Qwen2.5 0.5B, Qwen3 0.6B, SmolLM3 3B."""
     llama = family_named("llama").shape(
         {
             "hidden_size": 2048,
@@ -152,6 +176,28 @@ def test_one_published_config_each() -> None:
     assert qwen2.parameters == 494_032_768
     assert qwen2.windows == (None,) * 24
     assert qwen3.parameters == 596_049_920
+    smollm3 = family_named("smollm3").shape({"vocab_size": 128256, "no_rope_layers": [1, 1, 1, 0] * 9})
+    assert smollm3.parameters == 3_075_098_624
+    assert [smollm3.position_set(layer) for layer in range(8)] == [0, 0, 0, 1, 0, 0, 0, 1]
+    assert smollm3 == family_named("smollm3").shape({})  # every fourth layer is what a missing key means
+
+
+def test_a_theta_that_is_not_named() -> None:
+    transformers = pytest.importorskip("transformers")
+    for name in FAMILIES:
+        theirs = transformers.AutoConfig.for_model(name).to_dict()["rope_parameters"]
+        sizes = {"model_type": name, "max_position_embeddings": 64, "head_dim": 8}
+        for kind in ("full_attention", "sliding_attention"):
+            wanted = theirs.get(kind, theirs)["rope_theta"]
+            assert read_rope(read_layer_type(sizes, kind)).theta == wanted, (name, kind)
+
+
+DENSE: dict[str, Any] = {"mlp_layer_types": ["dense"] * 28}
+LOCALS: dict[str, Any] = DENSE | {"layer_types": ["sliding_attention", "full_attention"] * 14}
+
+
+def layered(**local: Any) -> dict[str, Any]:
+    return {"full_attention": {"rope_theta": 5e5}, "sliding_attention": {"rope_theta": 1e4, **local}}
 
 
 BAD: list[tuple[str, str, dict[str, Any], str]] = [
@@ -181,6 +227,16 @@ BAD: list[tuple[str, str, dict[str, Any], str]] = [
     ("window layer without window", "qwen2", {"layer_types": ["sliding_attention"] * 32}, "model.config"),
     ("too few layer types", "qwen3", {"layer_types": ["full_attention"]}, "model.config"),
     ("unknown layer type", "qwen3", {"layer_types": ["chunked_attention"] * 32}, "model.config"),
+    ("experts", "mellum", {}, "model.config"),
+    ("unknown kind of layer", "mellum", DENSE | {"layer_types": ["chunked_attention"] * 28}, "model.config"),
+    ("no window", "mellum", LOCALS | {"sliding_window": None}, "model.config"),
+    ("a window's own YaRN", "mellum", LOCALS | {"rope_parameters": layered(rope_type="yarn")}, "model.rope-nested"),
+    ("one kind alone", "mellum", LOCALS | {"rope_parameters": {"full_attention": {}}}, "model.rope-nested"),
+    ("rope_scaling beside", "mellum", LOCALS | {"rope_scaling": {"factor": 2.0}}, "model.rope-nested"),
+    ("partial windows", "mellum", LOCALS | {"rope_parameters": layered(partial_rotary_factor=0.5)}, "model.config"),
+    ("windows beside no positions", "smollm3", {"use_sliding_window": True}, "model.config"),
+    ("too few layers with positions", "smollm3", {"no_rope_layers": [1, 0]}, "model.config"),
+    ("a layer half with positions", "smollm3", {"no_rope_layers": [0.5] * 36}, "model.config"),
     ("layers before the first", "qwen2", {"use_sliding_window": True, "max_window_layers": -1}, "model.config"),
 ]
 
@@ -195,7 +251,9 @@ def test_refusals(model_type: str, config: dict[str, Any], code: str) -> None:
 
 
 def test_refusal_of_a_family_lists_what_is_there() -> None:
-    with pytest.raises(ModelError, match=r"no model family 'qwen4' \(have: llama, mistral, qwen2, qwen3\)"):
+    with pytest.raises(
+        ModelError, match=r"no model family 'qwen4' \(have: llama, mellum, mistral, qwen2, qwen3, smollm3\)"
+    ):
         family_named("qwen4")
 
 

@@ -19,7 +19,13 @@ from longspan.model.settings import PROJECTIONS, WHOLE_PARTS, LoraSettings
 from longspan.model.weights import save
 from longspan.utils.errors import ConfigError, ModelError
 
-FAMILIES = kinds(PACKAGE)
+FAMILIES = [name for name in kinds(PACKAGE) if name != "mellum"]
+
+
+def test_a_family_that_peft_reads_otherwise_is_refused() -> None:
+    with pytest.raises(ConfigError, match="PEFT takes every Mellum") as caught:
+        adapted(shape_of("mellum"))
+    assert caught.value.code == "lora.family"
 
 
 @pytest.mark.parametrize("family", FAMILIES)

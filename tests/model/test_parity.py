@@ -26,6 +26,7 @@ SIZES: dict[str, Any] = {
     "attn_implementation": "eager",
     "bos_token_id": None,
     "eos_token_id": None,
+    "pad_token_id": None,
 }
 HALF = ["full_attention", "sliding_attention", "full_attention"]
 # (family, length, settings): head ratios 1, 2, 3 and 6, head dims that are not m / h, lengths that divide nothing.
@@ -119,6 +120,47 @@ CASES: dict[str, tuple[str, int, dict[str, Any]]] = {
             "use_sliding_window": True,
             "sliding_window": 5,
             "layer_types": HALF,
+        },
+    ),
+    "mellum": (
+        "mellum",
+        43,
+        {
+            "num_attention_heads": 6,
+            "num_key_value_heads": 3,
+            "head_dim": 8,
+            "attention_bias": True,
+            "sliding_window": 5,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "mlp_layer_types": ["dense"] * 3,
+            "rope_parameters": {
+                "full_attention": {
+                    "rope_type": "yarn",
+                    "rope_theta": 5e5,
+                    "factor": 4.0,
+                    "original_max_position_embeddings": 16,
+                },
+                "sliding_attention": {"rope_type": "linear", "rope_theta": 30.0, "factor": 2.0},
+            },
+        },
+    ),
+    "smollm3": ("smollm3", 33, {"num_attention_heads": 6, "num_key_value_heads": 2, "num_hidden_layers": 5}),
+    "smollm3-listed-yarn": (
+        "smollm3",
+        37,
+        {
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+            "head_dim": 6,
+            "attention_bias": True,
+            "mlp_bias": True,
+            "no_rope_layers": [0, 1, 0],
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 1e4,
+                "factor": 4.0,
+                "original_max_position_embeddings": 16,
+            },
         },
     ),
 }

@@ -20,7 +20,7 @@ from longspan.model.settings import PROJECTIONS, WHOLE_PARTS, LoraSettings
 from longspan.model.weights import load, save
 from longspan.utils.errors import ModelError
 
-FAMILIES = kinds(PACKAGE)
+FAMILIES = [name for name in kinds(PACKAGE) if name != "mellum"]  # which LoRA refuses
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from longspan.rope.methods.su import Su
 from longspan.rope.methods.theta_law import ThetaLaw
 from longspan.rope.methods.yarn import Yarn
 from longspan.rope.rotate import served_omegas
-from longspan.shape import ModelShape
+from longspan.shape import ModelShape, OwnPositions
 from longspan.utils.errors import ConfigError, ModelError
 
 BASE = RopeBase(rotary_dim=16, theta=1e4, trained_length=64)
@@ -196,6 +197,60 @@ def test_without_transformers_the_others_are_still_asked(tmp_path, monkeypatch):
     assert known_limits(tmp_path / "out") == limits
 
 
+def hybrid_of(frequencies: Frequencies) -> Decoder:
+    """Full attention between two windows of 7 keys, which turn by a theta of 50, twice as slow."""
+    local = OwnPositions(theta=50.0, factor=2.0)
+    plain = decoder_of(frequencies).shape
+    shape = replace(
+        plain, family="mellum", layers=3, qk_norm=True, windows=(7, None, 7), own_positions=(local, None, local)
+    )
+    decoder = Decoder(shape, frequencies)
+    decoder.initialise(1)
+    return decoder
+
+
+@pytest.mark.parametrize("method", [Longrope2(excess=0.2), ThetaLaw()])
+def test_settings_by_layer_type(tmp_path, capsys, method):
+    """The stretched layers as elsewhere, the others as they were: transformers computes the same, and vLLM is named."""
+    decoder, warnings = hybrid_of(method.frequencies(BASE, 512)), []
+    save_checked(decoder, tmp_path / "out", ExportChoice(), warn=warnings.append)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["layer_types"] == ["sliding_attention", "full_attention", "sliding_attention"]
+    assert config["rope_parameters"]["sliding_attention"] == {"rope_type": "linear", "rope_theta": 50.0, "factor": 2.0}
+    assert not {"rope_scaling", "rope_theta"} & config.keys()
+    again = load(tmp_path / "out")
+    assert again.shape == replace(decoder.shape, trained_length=512)
+    assert torch.equal(served_omegas(again.frequencies), served_omegas(decoder.frequencies))
+    tokens = torch.randint(0, 61, (40,), generator=torch.Generator().manual_seed(0))
+    assert logit_differences(tmp_path / "out", decoder, tokens)["export_max_logit_diff"] < 1e-4
+    assert any("vLLM stops when it loads a Mellum" in line for line in warnings)
+    local = transformers_reading(tmp_path / "out", 512, layers="sliding_attention")
+    assert local.omegas.tolist() == pytest.approx([50 ** (-i / 8) / 2 for i in range(8)], rel=3e-7)
+    rows, limits = check_folder(tmp_path / "out")
+    assert limits == warnings
+    assert {(row.engine.split()[0], row.layers) for row in rows if row.same} == {
+        (engine, layers) for engine in ("transformers", "SGLang") for layers in ("full_attention", "sliding_attention")
+    }
+    assert {(row.engine, row.told) for row in rows if not row.same} == {
+        ("vLLM", "vLLM stops when it loads a Mellum without layers of experts")
+    }
+    assert cli.main(["export", "--check", str(tmp_path / "out")]) == 1  # an engine that does not serve it is no success
+    assert "sliding" in capsys.readouterr().out
+    assert not any("max-model-len" in line for line in limits)  # vLLM has no say here
+
+
+def test_other_families_have_no_words_for_layer_types(tmp_path):
+    decoder = hybrid_of(Yarn().frequencies(BASE, 512))
+    decoder.shape = replace(decoder.shape, family="qwen3")
+    with pytest.raises(ModelError, match="cannot say what this decoder is"):
+        save_checked(decoder, tmp_path / "out", ExportChoice(), warn=print)
+    decoder.shape = replace(
+        decoder.shape, family="mellum", own_positions=()
+    )  # a window turns by a theta of its own there
+    with pytest.raises(ModelError, match="no rotary settings for sliding_attention"):
+        save_checked(decoder, tmp_path / "out", ExportChoice(), warn=print)
+
+
 READ_BACK = """
 import json, sys, torch, transformers
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
@@ -210,10 +265,14 @@ print(json.dumps(found))
 
 
 @pytest.mark.slow
-def test_transformers_4_reads_the_same(tmp_path):
+@pytest.mark.parametrize(
+    ("version", "beside"),
+    [("4.57.6", ["tokenizers<0.23", "huggingface_hub<1"]), ("5.0.0", ["tokenizers<0.23", "huggingface_hub>=1.3,<2"])],
+)
+def test_another_transformers_reads_the_same(tmp_path, version, beside):
     """Its own rotary module, in a folder of packages of its own, rebuilds every written set to the last bit."""
     packages = tmp_path / "packages"
-    wanted = ["transformers==4.57.6", "tokenizers<0.23", "huggingface_hub<1"]
+    wanted = [f"transformers=={version}", *beside]
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--target", str(packages), *wanted], check=True)
     decoders = {}
     for method in METHODS:
@@ -223,7 +282,7 @@ def test_transformers_4_reads_the_same(tmp_path):
     command = [sys.executable, "-c", READ_BACK, *map(str, decoders)]
     done = subprocess.run(command, env={"PYTHONPATH": str(packages)}, capture_output=True, text=True, check=True)
     found = json.loads(done.stdout.splitlines()[-1])
-    assert found["version"] == "4.57.6"
+    assert found["version"] == version
     for folder, decoder in decoders.items():
         for length in (10, 64, 65, 512):
             omegas, scale = found[f"{folder} {length}"]

@@ -182,9 +182,33 @@ def test_a_race_writes_table_picture_and_numbers(hunt, capsys):
             wanted = float(functional.cross_entropy(decoder(text[None, :-1])[0], text[1:]))
     assert linear["windows"][0][0] == pytest.approx(wanted, rel=1e-4)
     assert (folder / "race.svg").read_text().startswith("<svg")
+    # the page for others is made of the run folder alone
+    page = hunt.parent / "page"
+    assert cli.main(["search", str(hunt), "--page", str(page), "--search.skip-tokens", "96"]) == 0
+    assert sorted(path.name for path in page.iterdir()) == ["README.md", "details.json", "race.svg", "summary.json"]
+    for name in ("details.json", "race.svg", "summary.json"):
+        assert (page / name).read_bytes() == (folder / name).read_bytes()
+    told = (page / "README.md").read_text()
+    assert f"longspan search {hunt} --compare --search.skip-tokens 96\n" in told
+    assert f"{linear['nll']:.4f}" in told
+    assert f"torch {torch.__version__}" in told
+    assert "On cpu" in told
     # the report of the run shows the race
     stages.report(recipe)
     assert "Position settings compared" in (hunt.parent / "run" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["--page", "x"], "cli.usage"),
+        (["{hunt}", "--page"], "cli.usage"),
+        (["{hunt}", "--page", "x"], "search.no-race"),
+    ],
+)
+def test_a_page_needs_a_race(hunt, capsys, words, code):
+    assert cli.main(["search", *(word.format(hunt=hunt) for word in words), "--json"]) == 2
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["code"] == code
 
 
 def test_needles_are_measured_by_their_answers(hunt):
@@ -217,6 +241,60 @@ def test_the_window_of_an_extended_model_is_searched_on_short_texts(hunt):
     assert json.loads((hunt.parent / "run" / "search" / "found.json").read_text())["agreement"] is None
     with pytest.raises(ConfigError, match="is searched alone"):
         stages.search(Recipe.read(hunt), race=True)
+
+
+def from_export(hunt: Path, *, strategy: str, more: str = "") -> Recipe:
+    """A search on the export of the one before, in a run folder of its own."""
+    base, folder = hunt.read_text(), hunt.parent / "run" / "search" / "export"
+    text = base.replace(str(ROOT / "examples" / "laptop-base"), str(folder)).replace(
+        'output = "run"', 'output = "next"'
+    )
+    path = hunt.parent / "next.toml"
+    path.write_text(re.sub(r"(?m)^strategy = .*\nexport = true$", lambda _: strategy, text) + more)
+    return Recipe.read(path)
+
+
+def test_what_was_found_is_shipped_without_training(hunt, capsys):
+    """Found, written, read by transformers; then interpolated a second time, and its old window beside the new one."""
+    transformers = pytest.importorskip("transformers")
+    strategy = '{ kind = "formula", rope = { kind = "linear" } }'
+    hunt.write_text(hunt.read_text().replace('{ kind = "line", evaluations = 5 }', f"{strategy}\nexport = true"))
+    assert cli.main(["search", str(hunt), "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out.splitlines()[-1])
+    folder = hunt.parent / "run" / "search" / "export"
+    assert answer["export"] == str(folder)
+    shipped = load(folder)
+    assert shipped.frequencies.factors == (1.25,) * 32
+    assert (shipped.frequencies.length, shipped.frequencies.trained_length) == (640, 512)
+    rotary = transformers.models.llama.modeling_llama.LlamaRotaryEmbedding(
+        transformers.AutoConfig.from_pretrained(folder)
+    )
+    assert rotary.inv_freq.tolist() == pytest.approx([1e4 ** (-i / 32) / 1.25 for i in range(32)], rel=3e-7)
+    for ours, theirs in zip(shipped.parameters(), load(ROOT / "examples" / "laptop-base").parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    stages.search(Recipe.read(hunt), race=False)  # again: the same
+    # a second interpolation, on top of the first
+    recipe = from_export(hunt, strategy=f"strategy = {strategy}\nexport = true\nlength = 800")
+    stages.search(recipe, race=False)
+    second = load(hunt.parent / "next" / "search" / "export").frequencies
+    assert second.factors == pytest.approx((1.25 * 800 / 640,) * 32)
+    assert (second.length, second.trained_length) == (800, 512)
+
+
+def test_a_window_is_shipped_on_request_only(hunt, capsys):
+    strategy = '{ kind = "formula", rope = { kind = "linear" } }\nexport = true'
+    hunt.write_text(hunt.read_text().replace('{ kind = "line", evaluations = 5 }', strategy))
+    stages.search(Recipe.read(hunt), race=False)
+    window = 'window = true\nexport = true\nstrategy = { kind = "structured", family = "window", evaluations = 4 }'
+    for asked in (False, True):
+        from_export(hunt, strategy=window, more=f"[export]\nmixed_window = {str(asked).lower()}\n")
+        assert cli.main(["search", str(hunt.parent / "next.toml")]) == 0
+        assert ("KV cache is invalid" in capsys.readouterr().err) == asked
+        found = load(hunt.parent / "next" / "search" / "export").frequencies
+        assert found.factors == (1.25,) * 32
+        assert (found.short_factors is not None) == asked
+    rope = json.loads((hunt.parent / "next" / "search" / "found.json").read_text())["rope"]
+    assert found.short_factors == tuple(np.float32(factor) for factor in rope["short_factors"])
 
 
 def test_what_a_search_refuses(hunt, tmp_path):

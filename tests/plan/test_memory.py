@@ -16,6 +16,7 @@ from longspan.plan import memory, schemes, weights
 from longspan.plan.account import describe
 from longspan.plan.memory import Prediction, anchor_bytes, predict
 from longspan.plan.workload import States, Workload
+from longspan.shape import ModelShape, OwnPositions
 from longspan.train import optimizer
 
 TOKENS = 65_536
@@ -218,3 +219,19 @@ def test_everything_grows_with_layers() -> None:
     per_layer = kept[1]["kept by autograd"] - kept[0]["kept by autograd"]
     # Norms: a float32 copy, its bf16 result, and that times the weight; q, k, v, o; four tensors of the MLP.
     assert per_layer == 1000 * (2 * 8 * 4096 + 2 * (2 * 4096 + 2 * 1024) + 4 * 32 + 4 * 2 * 14336)
+
+
+@pytest.mark.parametrize("keep", ["attention", "everything"])
+def test_every_set_of_positions_has_its_cosines(keep: str) -> None:
+    """A pair of float32 tables of half a head for the stretched set, and for each different set that layers keep."""
+    none, local = OwnPositions(theta=None), OwnPositions(theta=1e4)
+    shape = replace(LLAMA3_8B, own_positions=(None, none, local, none) * 8)
+    choice = EngineChoice(keep="everything") if keep == "everything" else choice_of(keep)
+
+    def tables(of: ModelShape) -> int:
+        found = memory.Parts(Workload(shape=of, tokens=TOKENS), choice)
+        parts = found.plain_phases["loss"] if keep == "everything" else found.engine
+        return parts["cos and sin"]
+
+    assert tables(LLAMA3_8B) == TOKENS * 2 * 64 * 4
+    assert tables(shape) == 3 * TOKENS * 2 * 64 * 4

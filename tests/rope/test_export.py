@@ -135,7 +135,8 @@ def decimal_frequencies(config: dict[str, Any]) -> tuple[list[float], float]:
     with localcontext() as context:
         context.prec = 60
         turn = 2 * Decimal("3.14159265358979323846264338327950288419716939937510582097494459")
-        d = int(config["hidden_size"] // config["num_attention_heads"] * config.get("partial_rotary_factor", 1))
+        head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+        d = int(head_dim * config.get("partial_rotary_factor", 1))
         theta = Decimal(config.get("rope_theta", 10_000))
         omegas = [theta ** (-Decimal(2 * i) / d) for i in range(d // 2)]
         scaling = config.get("rope_scaling") or {}
@@ -154,13 +155,16 @@ def decimal_frequencies(config: dict[str, Any]) -> tuple[list[float], float]:
                 kept = min(max((original * omega / turn - low) / (high - low), Decimal(0)), Decimal(1))
                 omegas[i] = kept * omega + (1 - kept) * omega / factor
         elif kind == "yarn":
-            low, high = (
-                int(d * (original / (beta * turn)).ln() / (2 * theta.ln())) + up for beta, up in ((32, 0), (1, 1))
-            )
+            low, high = (d * (original / (beta * turn)).ln() / (2 * theta.ln()) for beta in (32, 1))
+            if scaling.get("truncate", True):
+                low, high = Decimal(int(low)), Decimal(int(high) + 1)
             for i, omega in enumerate(omegas):
                 kept = min(max(Decimal(high - i) / (high - low), Decimal(0)), Decimal(1))
                 omegas[i] = kept * omega + (1 - kept) * omega / factor
             attention_factor = factor.ln() / 10 + 1
+            if "mscale" in scaling:
+                one, all_dim = Decimal(scaling["mscale"]), Decimal(scaling["mscale_all_dim"])
+                attention_factor = (one * factor.ln() / 10 + 1) / (all_dim * factor.ln() / 10 + 1)
         return [float(omega) for omega in omegas], float(attention_factor)
 
 

@@ -48,7 +48,7 @@ def test_published_models(engine, name):
 
 def theta_power(config, pair):
     share = config.get("partial_rotary_factor", 1)
-    dim = int(config["hidden_size"] // config["num_attention_heads"] * share)
+    dim = int((config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]) * share)
     return config.get("rope_theta", 1e4) ** (-2 * pair / dim)
 
 
@@ -109,6 +109,7 @@ def test_the_original_length_beside_wins():
     ("engine", "rope", "text"),
     [
         ("vLLM", {"rope_type": "linear", "factor": 4}, "written as a float"),
+        ("SGLang", {"rope_type": "linear", "factor": 4}, "written as a float"),
         ("vLLM", {"rope_type": "proportional"}, "does not serve the rope type 'proportional'"),
         ("SGLang", {"rope_type": "proportional"}, "does not serve the rope type 'proportional'"),
         ("SGLang", {"rope_type": "longrope", "short_factor": [1.0] * 32}, "missing key 'long_factor'"),
@@ -122,4 +123,5 @@ def test_what_an_engine_refuses(engine, rope, text):
     assert engine in str(caught.value)
     assert caught.value.code == "export.engine"
     if rope["rope_type"] == "linear":
-        assert sglang(config_of(**rope), 8192).omegas.tolist() == pytest.approx([o / 4 for o in plain()], rel=3e-7)
+        found = ENGINES[engine](config_of(**rope | {"factor": 4.0}), 8192)
+        assert found.omegas.tolist() == pytest.approx([o / 4 for o in plain()], rel=3e-7)

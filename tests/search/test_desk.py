@@ -145,7 +145,7 @@ def test_a_window_lies_between_the_first_training_and_the_extension(tmp_path):
         factors=tuple(8 ** (i / 31) for i in range(32)),
         attention_factor=1.2,
     )
-    window = Window(own=own, trained_length=8192, length=8192)
+    window = Window(own=own, trained_length=8192, length=8192, extended_length=32_768)
     strategy = Structured(family="window", evaluations=30)
     desk = explored(strategy, tmp_path / "rows.jsonl", space=window, judge=ToyJudge(window))
     for candidate, _ in desk.tried.values():
@@ -160,7 +160,7 @@ def test_a_window_lies_between_the_first_training_and_the_extension(tmp_path):
     with pytest.raises(ConfigError, match="slowed more in the original window than beyond it"):
         window.frequencies(Linear(factor=2))
     with pytest.raises(ConfigError, match="needs no other factors") as caught:
-        Window(own=SMOLLM2, trained_length=8192, length=8192)
+        Window(own=SMOLLM2, trained_length=8192, length=8192, extended_length=8192)
     assert caught.value.code == "search.no-window"
 
 

@@ -32,7 +32,13 @@ class Family(Settings):
 
     @abstractmethod
     def config(self, shape: ModelShape) -> dict[str, Any]:
-        """The config keys that say all of `shape`; `shape(config(s)) == s` for every shape the family can express."""
+        """The config keys that say all of `shape`: with those of `rope`, `shape` of it gives every shape back that the
+        family can express.
+        """
+
+    def rope(self, shape: ModelShape, rope: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ARG002 - for who needs it
+        """The rotary keys of a config from those that `config_rope` wrote: the same, but for settings by layer type."""
+        return dict(rope)
 
     @abstractmethod
     def names(self, shape: ModelShape) -> dict[str, str]:
@@ -136,9 +142,9 @@ def read_sizes(keys: Keys) -> dict[str, Any]:
     if keys.get("hidden_act") != "silu":
         raise keys.bad("hidden_act", "'silu'")
     for key in ("rope_parameters", "rope_scaling"):
-        nested = keys.get(key)
-        partial = nested.get("partial_rotary_factor", 1.0) if isinstance(nested, dict) else 1.0
-        if partial != 1.0:
+        found = keys.get(key)
+        settings = [found, *found.values()] if isinstance(found, dict) else []
+        if any(part.get("partial_rotary_factor", 1.0) != 1.0 for part in settings if isinstance(part, dict)):
             raise keys.bad(key, "a partial_rotary_factor of 1")
     if keys.get("partial_rotary_factor") not in (None, 1.0):
         raise keys.bad("partial_rotary_factor", "1, or none")
