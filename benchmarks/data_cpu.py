@@ -251,7 +251,7 @@ def line(found: dict[str, Any], given: argparse.Namespace) -> dict[str, Any]:
             continue
     return {
         **found,
-        "mb_per_second": round(found["text_bytes"] / 1e6 / found["seconds"], 3),
+        "mb_per_second": None if "ended" in found else round(found["text_bytes"] / 1e6 / found["seconds"], 3),
         "tokenizer": given.tokenizer.name,
         "hardware": f"{os.cpu_count()} CPU cores, shared",
         "load_1_minute": round(os.getloadavg()[0], 2),
