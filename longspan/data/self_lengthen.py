@@ -107,7 +107,7 @@ def invented(known: Sequence[str], ask: Ask, rng: Random, *, heard: Callable[[st
     """One more instruction like two of the `known`, which the model itself finds fit for a long text; None for none.
 
     Taken are those of 4 to 499 words that are not known yet; `heard` learns of every other one's reason.
-    Source: arXiv:2410.23933, section 3.1 (self-instruct with two shots).
+    Source: arXiv:2410.23933 (self-instruct with two shots).
     """
     first, second = rng.sample(list(known), 2)
     found = ask(INVENT.format(first=first, second=second)).strip()
@@ -132,7 +132,7 @@ def short_ones(words: Sequence[int], rng: Random) -> set[int]:
     """Which of the answers with so many words each are dropped for shortness, by their places.
 
     By rank from the shortest (0) on, r is 1 - rank / n, and an answer is dropped with probability min(1, 2 r³): the
-    shortest fifth always, the longer half hardly ever. Source: arXiv:2410.23933, section 3.2, as its code has it.
+    shortest fifth always, the longer half hardly ever. Source: arXiv:2410.23933, as its code has it.
     """
     order = sorted(range(len(words)), key=lambda place: (words[place], place))
     return {place for rank, place in enumerate(order) if rng.random() < min(1.0, 2 * (1 - rank / len(words)) ** 3)}
@@ -143,7 +143,7 @@ def lengthened(instruction: str, text: str, ask: Ask) -> Lengthened:
 
     A pass writes the first half anew, about twice as long; two thirds of that open the answer to "the whole, longer",
     so that the model goes on in that breadth. Given up after 20 tries in all (`not-longer`).
-    Source: Quan and others 2024, arXiv:2410.23933 (Self-Lengthen), section 3.3.
+    Source: Quan and others 2024, arXiv:2410.23933 (Self-Lengthen), as its code has it.
     """
     best, passes, tries = text, 0, 0
     while passes < PASSES and tries < TRIES:
@@ -181,18 +181,11 @@ def with_dropped_lines(text: str, rng: Random) -> str:
 def with_length(instruction: str, words: int, rng: Random) -> str:
     """The instruction with a demand that an answer of so many words keeps: about, between, at least or at most.
 
-    Of these, four tenths are "about", a quarter "between", the others one-sided. Source: arXiv:2410.23933, appendix.
+    Of these, four tenths are "about", a quarter "between", the others one-sided. Source: the code of arXiv:2410.23933.
     """
-    low, high = (
-        _rounded(words * rng.uniform(0.7, 0.95), down=True),
-        _rounded(words * rng.uniform(1.05, 1.3), down=False),
-    )
+    low, high = (words * rng.uniform(*share) for share in ((0.7, 0.95), (1.05, 1.3)))
     draw = rng.random()
     demand = ABOUT if draw < 0.40 else BETWEEN if draw < 0.65 else AT_LEAST if draw < 0.825 else AT_MOST
-    about = round(words, -2) if words >= 1_000 else round(words, -1)
-    return f"{instruction.rstrip()} {demand.format(words=about, low=low, high=high)}"
-
-
-def _rounded(words: float, *, down: bool) -> int:
-    unit = 100 if words >= 1_000 else 10
-    return max(unit, int(words // unit * unit) if down else int(-(-words // unit) * unit))
+    unit = 100 if words >= 1_000 else 10 if words >= 100 else 1
+    numbers = {"words": round(words / unit) * unit, "low": int(low // unit) * unit, "high": -int(-high // unit) * unit}
+    return f"{instruction.rstrip()} {demand.format(**numbers)}"

@@ -54,7 +54,8 @@ class Server(Settings):
             try:
                 with urllib.request.urlopen(request, timeout=self.timeout_seconds) as answer:
                     found = _content(answer.read())
-                    return found.removeprefix(prefix) if prefix else found
+                    again = found.lstrip()  # some say the beginning once more
+                    return again.removeprefix(prefix) if prefix and again.startswith(prefix) else found
             except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
                 status = 500
                 if isinstance(error, urllib.error.HTTPError):

@@ -175,7 +175,7 @@ class Writer(Model):
         elif prompt.startswith("Would a good answer"):
             text = "Yes."
         elif GO_ON in prompt:
-            text = prompt.split(GO_ON)[1] + "\n\n" + fresh  # some servers say the beginning again
+            text = " " + prompt.split(GO_ON)[1] + "\n\n" + fresh  # some servers say the beginning again
         elif "first half" in prompt:
             text = fresh + "\n\n" + fresh.replace("w", "v")
         else:
