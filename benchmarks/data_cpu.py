@@ -203,11 +203,13 @@ def corpus(given: argparse.Namespace) -> dict[str, Any]:
         "documents": facts["documents"] + facts["held_out_documents"],
         "longest_document_tokens": facts["longest_document_tokens"],
         "seconds": round(seconds, 1),
-        "cpu_seconds": round(used_seconds, 1),
+        "cpu_seconds": round(used_seconds, 1)
+        if given.workers == 1
+        else None,  # executors do not wait for all of theirs
         "curate_seconds": round(marks.get("curate", 0.0), 1),
         "prepare_seconds": round(marks["prepare"], 1),
         "peak_bytes": own_peak_bytes,
-        "children_peak_bytes": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024,
+        "children_peak_bytes": 0 if given.workers == 1 else None,
         "dropped": {kind: sum(f["documents"] for f in fates.values()) for kind, fates in curation["dropped"].items()},
         "set_aside": {reason: entry["count"] for reason, entry in curation["set_aside"].items()},
     }
