@@ -48,8 +48,10 @@ longspan takes a language model that was trained on a short context and gives ba
                                     find settings; --compare races strategies, --page writes the page of a race
   init MODEL [--to FILE]            write a commented recipe for a model folder
   part RECIPE PASS PART             one part of a curation, as the executors of a recipe call it
-  write INSTRUCTIONS --to FILE --server URL --model NAME [--key-file FILE]
-                                    long answers, planned and written step by step by a model on a server
+  write INSTRUCTIONS --to FILE [--by agent_write|self_lengthen] [--seed N] [--wanted N]
+        --server URL --model NAME [--key-file FILE] | --folder MODEL
+                                    long answers by a model on a server or here: planned and written step by step, or
+                                    its own short ones extended
   schema                            print the JSON schema of a recipe
   doctor                            look over this machine and test its kernels
   bench engine [OPTIONS]            measure the engine here on random tokens; `bench engine --help` lists the options
@@ -332,20 +334,14 @@ def _part(words: list[str], _: bool) -> tuple[int, dict[str, Any]]:
 
 
 def _write(words: list[str], as_json: bool) -> tuple[int, dict[str, Any]]:
-    from longspan.pipeline.writing import Server, write_answers
+    from longspan.pipeline.writing import OPTIONS, WriteRequest, write
     from longspan.screen import show_result
     from longspan.train.signals import stop_on_signals
 
-    options = ("--to", "--server", "--model", "--key-file")
-    (instructions,), given = _words("write", words, arguments=1, options=options)
-    missing = [option for option in options[:3] if option not in given]
-    if missing:
-        raise ConfigError("cli.option", f"write needs {missing[0]}", where=_usage("write"), fix=f"{missing[0]} VALUE")
-    key_file = Path(given["--key-file"]) if "--key-file" in given else None
-    server = Server(address=given["--server"], model=given["--model"], key_file=key_file)
-    heard = functools.partial(_tell, to_stderr=True)
+    (instructions,), given = _words("write", words, arguments=1, options=OPTIONS)
+    request = WriteRequest.read(instructions, given, where=_usage("write"))
     with stop_on_signals() as stop:
-        counts = write_answers(Path(instructions), Path(given["--to"]), server, tell=heard, stop=stop)
+        counts = write(request, tell=functools.partial(_tell, to_stderr=True), stop=stop)
     show_result(counts, to_stderr=as_json)
     return OK, {"status": "ok", "answers": counts}
 

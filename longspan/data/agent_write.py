@@ -1,10 +1,9 @@
 """Long answers from a model that writes short ones: it plans paragraphs, then writes them one after the other."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-
-Ask = Callable[[str], str]  # a prompt to a model's answer
+from typing import Protocol
 
 MOST_STEPS = 50
 LEAST_WORDS, MOST_WORDS = 100, 1_500  # of one paragraph; what the plan says beyond is no plan for one answer
@@ -37,6 +36,14 @@ Write the next paragraph of the plan and nothing else, about as long as it says.
 not bring the text to an end before the plan does:
 
 {step}"""
+
+
+class Ask(Protocol):
+    """A model: a prompt, and how its answer begins already, to the rest of the answer."""
+
+    def __call__(self, prompt: str, prefix: str = "") -> str:
+        """The answer behind `prefix`."""
+
 
 LINE = re.compile(r"^\W*Paragraph\s+\d+\s*[-–:]\s*Main Point:\s*(.+?)\s*[-–]\s*Word Count:\s*(\d+)", re.IGNORECASE)
 

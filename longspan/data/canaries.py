@@ -157,6 +157,10 @@ class WithCanaries:
         """As without canaries."""
         self._slots.check()
 
+    def first_slots(self) -> dict[int, int]:
+        """As without canaries."""
+        return self._slots.first_slots()
+
     def lengths(self) -> Lengths:
         """As without canaries."""
         return self._slots.lengths()

@@ -94,6 +94,19 @@ class ChatFormat:
                 held += content
         return np.array(ids + self._special_ids(held + text[at:]), dtype=np.uint32)
 
+    def opened(self, messages: Sequence[Message], prefix: str = "") -> NDArray[np.uint32]:
+        """The ids after which a model answers the last message; with a `prefix`, of an answer that begins so already.
+
+        Raises `DataError` as `encode` does.
+        """
+        start = [*self.encode(messages).tolist(), *self._opening, *self._plain_ids(prefix)]
+        return np.array(start, dtype=np.uint32)
+
+    @property
+    def closing(self) -> int:
+        """The id of the token that ends an answer; -1 when the template ends none."""
+        return self._closing
+
     def answers(self, ids: NDArray[Any]) -> NDArray[np.bool_]:
         """Which ids are answers, the token that closes each included."""
         found = np.zeros(len(ids), dtype=np.bool_)

@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub: loaded once, at a pinned commit, as files that are read like any others."""
+"""What sources bring from elsewhere: data sets of the hub or of `datasets`, once, as files."""
 
 import importlib
 import shutil
@@ -6,16 +6,20 @@ from collections.abc import Sequence
 from typing import Any
 
 from longspan.data.settings import SourceSettings
+from longspan.data.streams import Progress, stream_rows
 from longspan.utils.errors import ConfigError, DataError
 from longspan.utils.files import storage_errors
 
 
-def fetch_sources(sources: Sequence[SourceSettings]) -> None:
-    """Load every source that names a data set on the hub and is not at its path yet; whole or not at all.
+def fetch_sources(sources: Sequence[SourceSettings], *, progress: Progress = lambda _done, _total: None) -> None:
+    """Load every source that names a data set elsewhere and is not at its path yet; whole or not at all.
 
-    Raises `ConfigError` when `huggingface_hub` is missing, `DataError` when the data set cannot be loaded.
+    `progress` hears of the rows of a stream, and may stop it by raising. Raises `ConfigError` when a package is
+    missing, `DataError` when a data set cannot be loaded.
     """
     for source in sources:
+        if source.stream is not None and not source.path.exists():
+            stream_rows(source.stream, source.path, fields=(source.row_field,), progress=progress)
         if source.hub is None or source.path.exists():
             continue
         package = _package()

@@ -319,7 +319,7 @@ def _joined(windows: list[_Window]) -> Row:
     )
 
 
-def digest(key: tuple[int, ...]) -> int:
+def digest(key: tuple[int | str, ...]) -> int:
     """A number of 128 bits that a key decides: the seed of everything that is drawn for it."""
     return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=16).digest(), "little")
 

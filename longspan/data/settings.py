@@ -10,6 +10,7 @@ from longspan.config import Settings, any_kind
 from longspan.data.executors.base import Executor
 from longspan.data.executors.local import Local
 from longspan.data.filters.base import CorpusFilter, Filter
+from longspan.data.streams import StreamSettings
 from longspan.probes import Probe
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class SourceSettings(Settings):
     "chats": a list of messages, each with `role` and `content`.
 
     `hub` is a data set on the Hugging Face hub as `owner/name@commit`: its `files` (globs) are loaded into `path` once.
+    `stream` is a data set that the package `datasets` reads: its rows are written into `path` once.
     """
 
     path: Path
@@ -42,6 +44,20 @@ class SourceSettings(Settings):
     header: str = "// FILE {path}"
     hub: str | None = Field(default=None, pattern=r"^[\w.-]+/[\w.-]+@[0-9a-f]{40}$")
     files: tuple[str, ...] = ("*.parquet", "*.jsonl")
+    stream: StreamSettings | None = None
+
+    @model_validator(mode="after")
+    def _comes_from_one_place(self) -> Self:
+        if self.hub is not None and self.stream is not None:
+            raise ValueError("hub loads files and stream writes rows into the same path: leave one of them out")
+        if self.stream is not None and self.documents not in ("files", "chats"):
+            raise ValueError(f"the rows of a stream are documents or chats, no {self.documents}")
+        return self
+
+    @property
+    def row_field(self) -> str:
+        """The field of rows that is read: the text, or the messages of a conversation."""
+        return "messages" if self.documents == "chats" else self.text_field
 
 
 class CurateSettings(Settings):

@@ -18,7 +18,6 @@ from longspan.data.settings import SourceSettings
 from longspan.utils.errors import DataError
 
 JSON_LINES = (".jsonl", ".ndjson")
-MESSAGES = "messages"
 ROWS = ("files", "chats")  # what is read file by file, or row by row
 SHOWN_NAMES = 5
 PARQUET_ROWS = 16  # a batch of rows: documents may be large, so few at a time
@@ -306,7 +305,7 @@ def _row(row: dict[str, Any], name: str, *, source: SourceSettings, cap_bytes: i
     own = row.get("id")
     if isinstance(own, (str, int)) and own != "":
         name = str(own)
-    value = row.get(_field(source))
+    value = row.get(source.row_field)
     if value is None:
         return Rejected(name, "missing-field")
     if source.documents == "chats":
@@ -314,11 +313,6 @@ def _row(row: dict[str, Any], name: str, *, source: SourceSettings, cap_bytes: i
     if isinstance(value, bytes):
         return _decoded(name, value, cap_bytes)
     return _checked(name, value, cap_bytes) if isinstance(value, str) else Rejected(name, "not-text")
-
-
-def _field(source: SourceSettings) -> str:
-    """The field of rows that a source reads."""
-    return MESSAGES if source.documents == "chats" else source.text_field
 
 
 def _chat(name: str, value: Any, cap_bytes: int) -> Document | Rejected:
@@ -333,8 +327,8 @@ def _parquet(path: Path, name: str, *, source: SourceSettings, cap_bytes: int) -
     """One document a row, read a few rows at a time: no column is ever joined, so 32-bit offsets cannot overflow."""
     try:
         with pq.ParquetFile(path) as file:
-            columns = [column for column in ("id", _field(source)) if column in file.schema_arrow.names]
-            if _field(source) not in columns:
+            columns = [column for column in ("id", source.row_field) if column in file.schema_arrow.names]
+            if source.row_field not in columns:
                 yield Rejected(name, "missing-field")
                 return
             number = 0

@@ -90,6 +90,11 @@ class Engine:
         self._gradient = None if choice.gradient == "device" else self.store.slot(self._x, choice.gradient)
         return {key: tuple(self.store.slot(shape, tier) for shape in group) for key, (group, tier) in placed.items()}
 
+    def under(self, scheme: Scheme) -> "Engine":
+        """The same engine, and the same memory, from now on under another scheme, which gives no rank more tokens."""
+        self._scheme = scheme
+        return self
+
     @torch.no_grad()
     def forward_backward(
         self, batch: Batch, *, divisor: float, on_gradients: OnGradients | None = None

@@ -1,7 +1,7 @@
 """The mesh of ranks, as whole numbers: how many on each axis, and who stands where. No torch."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from longspan.utils.errors import ConfigError
@@ -49,6 +49,11 @@ class Mesh:
         """Groups of ranks that have rows of their own."""
         return self.replicate * self.shard
 
+    def __str__(self) -> str:
+        """The axes that have several ranks."""
+        named = zip(AXES, self.sizes, strict=True)
+        return " x ".join(f"{name} {size}" for name, size in named if size > 1) or "one rank"
+
     def check(self, ranks: int) -> None:
         """Raise `parallel.mesh` unless the mesh has a place for each of `ranks` and no more."""
         if self.ranks == ranks:
@@ -65,6 +70,16 @@ class Mesh:
             f"the mesh {text} has {self.ranks} places for {ranks} ranks",
             fix=" or ".join(fits) if fits else f"degrees that divide {ranks} ranks: {divisors}",
         )
+
+    def for_rows(self, rows: int) -> "Mesh":
+        """The same ranks when what was one row for those of a context is `rows` rows: as few as can share each of them.
+
+        Ranks that have worked on the same row stay neighbours, and each of the new groups is a part of an old one.
+        """
+        context = self.context // math.gcd(self.context, rows)
+        ulysses = math.gcd(self.ulysses, context)
+        shard = self.shard * (self.context // context)
+        return replace(self, shard=shard, ring=context // ulysses, ulysses=ulysses)
 
     def place(self, rank: int) -> tuple[int, ...]:
         """Where a rank stands on each axis."""

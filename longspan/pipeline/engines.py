@@ -1,9 +1,16 @@
 """The engine of every stage: chosen for this machine before anything is loaded, made when its stage begins."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from torch import Tensor
+
 from longspan.attention.layout import tokens_of
+from longspan.attention.schemes.base import Scheme
+from longspan.batch import Batch
+from longspan.data.curricula.base import Slots
+from longspan.engine.gradients import OnGradients
 from longspan.engine.hostmemory import HostMemory
 from longspan.engine.precision import compute_dtype
 from longspan.engine.run import Engine
@@ -53,9 +60,10 @@ def choices(job: Job) -> tuple[EngineChoice, ...]:
 class StageEngines:
     """Makes the pass of each stage for the training loop. The host memory of one stage serves the next."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, rows: Sequence[Slots]) -> None:
         self.plan = job.plans[0]  # of the stage at work
         self._chosen, self._folder, self._world = choices(job), job.folder.anchors, job.world
+        self._slots, self._tell = rows, job.observer.tell
         if job.world is None:
             self.decoder = job.base()
             self.weights: Weights = Whole(self.decoder)
@@ -78,19 +86,35 @@ class StageEngines:
         if choice.keep == "everything":
             return plain_engine(self.decoder)(plan)
         self._host.reset()
-        tokens, scheme = plan.micro_rows * plan.length, None
-        if self._world is not None:
-            scheme = scheme_of(plan.mesh, self._world, choice)
-            tokens = max(tokens_of(scheme.layout(tokens, rank)) for rank in range(scheme.ranks))
-        return Engine(
-            self.decoder,
-            choice,
-            tokens=tokens,
-            host=self._host,
-            folder=self._folder,
-            scheme=scheme,
-            weights=self.weights,
-        ).forward_backward
+        schemes, tokens = self._schemes(plan, choice), plan.micro_rows * plan.length
+        if schemes:
+            tokens = max(self._tokens(plan, row_tokens, scheme) for row_tokens, scheme in schemes.items())
+        engine = Engine(self.decoder, choice, tokens=tokens, host=self._host, folder=self._folder, weights=self.weights)
+
+        def run(batch: Batch, *, divisor: float, on_gradients: OnGradients | None = None) -> Tensor:
+            scheme = schemes.get(batch.tokens.shape[1])
+            here = engine if scheme is None else engine.under(scheme)
+            return here.forward_backward(batch, divisor=divisor, on_gradients=on_gradients)
+
+        return run
+
+    def _schemes(self, plan: StagePlan, choice: EngineChoice) -> dict[int, Scheme]:
+        """How ranks attend together in rows of each length of a stage; made in one order on all ranks, which meet."""
+        if self._world is None:
+            return {}
+        meshes = {row_tokens: plan.mesh_for(row_tokens) for row_tokens in self._slots[plan.index].first_slots()}
+        made = {mesh: scheme_of(mesh, self._world, choice) for mesh in dict.fromkeys(meshes.values())}
+        for mesh in made if len(made) > 1 else ():
+            lengths = sorted(row_tokens for row_tokens, own in meshes.items() if own == mesh)
+            self._tell(f"stage {plan.index}, rows of {lengths[0]:,} to {lengths[-1]:,} tokens: {mesh}")
+        return {row_tokens: made[mesh] for row_tokens, mesh in meshes.items()}
+
+    @staticmethod
+    def _tokens(plan: StagePlan, row_tokens: int, scheme: Scheme) -> int:
+        """The most tokens of one pass that a rank has under a scheme."""
+        _, parts = plan.part_of(0, row_tokens)
+        together = plan.micro_rows * plan.length // parts
+        return max(tokens_of(scheme.layout(together, rank)) for rank in range(scheme.ranks))
 
 
 def _choice(value: dict[str, Any]) -> EngineChoice:

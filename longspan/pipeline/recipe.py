@@ -246,7 +246,7 @@ class Recipe(Settings):
         value["model"] = {"new": value["model"]["new"]}
         value["data"].pop("tokenizer")
         for source in value["data"]["sources"]:
-            for place in ("path", "hub", "files"):
+            for place in ("path", "hub", "files", "stream"):
                 source.pop(place)
         value["data"].pop("curate")
         more = {} if self.lora is None else {"lora": value["lora"]}
@@ -274,7 +274,7 @@ class Recipe(Settings):
         if tokenizer is not None and not (tokenizer.is_file() or (tokenizer / "tokenizer.json").is_file()):
             raise _unusable("data.tokenizer", tokenizer, "does not exist", fix="name a tokenizer.json or its folder")
         for index, source in enumerate(self.data.sources):
-            if source.hub is None and not source.path.exists():
+            if source.hub is None and source.stream is None and not source.path.exists():
                 raise _unusable(f"data.sources.{index}.path", source.path, "does not exist", fix="check the path")
 
 

@@ -207,7 +207,9 @@ def _prepare(job: Job) -> None:
         check(job.recipe.eval.tasks, material_of(job))
         write_json(job.folder.data, data_facts(job))
 
-    fetch_sources(job.recipe.data.sources)
+    if any((source.stream or source.hub) and not source.path.exists() for source in job.recipe.data.sources):
+        job.observer.phase("load", skipped=False)
+    fetch_sources(job.recipe.data.sources, progress=lambda done, total: job.progress(done, total, "rows streamed"))
     if job.recipe.data.curate is not None:
         _once(job, "curate", curate_inputs(job), lambda: curate(job), job.folder.curated / "manifest.json")
     _once(job, "prepare", job.prepare_inputs, work, job.folder.tokens, job.folder.tokenizer, job.folder.data)

@@ -22,14 +22,18 @@ FIX = "lower train.micro_batch_tokens, which one pass takes at once, or engine.d
 
 def train_here(job: Job, rows: Sequence[Slots]) -> None:
     """All stages, from the newest checkpoint on. Raises as `longspan.train.loop.train` does."""
-    engines = StageEngines(job)
+    engines = StageEngines(job, rows)
     if job.leads:
         write_json(job.folder.identity, job.train_inputs)
     metrics = MetricsFile(job.folder.metrics) if job.leads else None
+    rank = 0 if job.world is None else job.world.launch.rank
     tracking = _tracking(job)
 
     def batches(stage: int, first_row: int, count: int) -> Batch:
-        return collate([row for index in range(count) for row in rows[stage].slot(first_row + index)])
+        slots = [rows[stage].slot(first_row + index) for index in range(count)]
+        # Ranks that would share a long row read the same slots, and take short rows of these apart.
+        part, parts = job.plans[stage].part_of(rank, len(slots[0][0].tokens))
+        return collate([row for slot in slots for row in slot[part::parts]])
 
     def observe(step: StepMetrics) -> None:
         assert metrics is not None, "the rank that leads speaks for all"

@@ -116,8 +116,10 @@ def _step(work: _Work, plan: StagePlan, progress: Progress) -> StepMetrics:
     began = time.monotonic()
     rate = learning_rate(progress.step_in_stage, plan)
     micro_batches = list(work.polling(work.rows.step()))
+    length = micro_batches[0].tokens.shape[1]  # of all rows of the step, on every rank
     # Known before the first backward pass: every target of the step weighs the same, however rows are split.
-    divisor = work.team.total(sum(float(batch.weights.sum(dtype=torch.float64)) for batch in micro_batches), plan)
+    own = sum(float(batch.weights.sum(dtype=torch.float64)) for batch in micro_batches)
+    divisor = work.team.total(own, plan.mesh_for(length))
     work.updater.zero()
     found = _Outcome(math.nan, math.nan, "skipped")
     if divisor > 0:
@@ -126,7 +128,7 @@ def _step(work: _Work, plan: StagePlan, progress: Progress) -> StepMetrics:
     return StepMetrics(
         step=progress.step + 1,
         stage=plan.index,
-        length=micro_batches[0].tokens.shape[1],
+        length=length,
         loss=found.loss,
         gradient_norm=found.norm,
         learning_rate=rate,

@@ -12,7 +12,8 @@ ONE_RANK = Mesh()
 class StagePlan:
     """One stage: `steps` optimizer steps of `rows_per_step` rows of `length` tokens, `micro_rows` at a time.
 
-    Ranks of `mesh` that have rows of their own share the rows of a step. `learning_rate` is the peak, which step
+    Ranks of `mesh` that have rows of their own share the rows of a step; where a step has shorter rows instead
+    (`Slots`), those that would share one have rows of their own, too. `learning_rate` is the peak, which step
     `warmup_steps` ≥ 1 has; the last step has `final_share` of it, unless it is that step.
     """
 
@@ -35,6 +36,15 @@ class StagePlan:
     def tokens_per_step(self) -> int:
         """Tokens that one optimizer step sees."""
         return self.rows_per_step * self.length
+
+    def mesh_for(self, row_tokens: int) -> Mesh:
+        """The mesh of a step whose rows have `row_tokens`: a short row goes to as few ranks as the step can give it."""
+        return self.mesh.for_rows(self.length // row_tokens)
+
+    def part_of(self, rank: int, row_tokens: int) -> tuple[int, int]:
+        """Which part of the rows of its slots a rank works on in such a step, and how many parts there are."""
+        context = self.mesh_for(row_tokens).context
+        return rank % self.mesh.context // context, self.mesh.context // context
 
     @property
     def rows_per_rank(self) -> int:

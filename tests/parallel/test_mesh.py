@@ -30,6 +30,25 @@ def test_places(sizes):
             assert mesh.peers(name, rank) == tuple(along)
 
 
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 8, 64])
+def test_shorter_rows_need_fewer_ranks_each(rows):
+    for mesh in map(mesh_of, SIZES):
+        check_shorter_rows(mesh, rows)
+
+
+def check_shorter_rows(mesh, rows):
+    short = mesh.for_rows(rows)
+    assert short.ranks == mesh.ranks
+    assert short.replicate == mesh.replicate, "weights stay cut as they are"
+    parts = mesh.context // short.context
+    assert rows % parts == 0, "every part has as many rows"
+    assert not any(rows % more == 0 and mesh.context % more == 0 for more in range(parts + 1, mesh.context + 1))
+    assert mesh.ulysses % short.ulysses == 0, "what divides the heads still does"
+    for rank in range(mesh.ranks):
+        here, there = ({r for r in range(mesh.ranks) if r // m.context == rank // m.context} for m in (short, mesh))
+        assert here <= there
+
+
 def test_a_fitting_mesh_passes():
     for sizes in SIZES:
         mesh_of(sizes).check(int(np.prod(sizes)))

@@ -28,6 +28,10 @@ class WindowedSlots:
         """Make one row of each part of the mix."""
         self._rows.check()
 
+    def first_slots(self) -> dict[int, int]:
+        """All rows have the stage's length."""
+        return {self._text.length: 0}
+
     def lengths(self) -> Lengths:
         """Of rows evenly spread over the stage."""
         return Lengths.of_spans(row.spans for number in self._text.sampled() for row in self.slot(number))

@@ -62,6 +62,9 @@ class Slots(Protocol):
     def check(self) -> None:
         """Make what shows that the stage can work; raises what making rows raises."""
 
+    def first_slots(self) -> dict[int, int]:
+        """The first slot with rows of each length that the stage has, the longest first."""
+
     def lengths(self) -> Lengths:
         """How long the rows' documents are, over the whole stage or over a sample of it."""
 

@@ -134,6 +134,11 @@ class BucketSlots:
             for step in steps[:1]:
                 self.slot(step * self._text.slots_per_step)
 
+    def first_slots(self) -> dict[int, int]:
+        """From the order of the steps."""
+        sizes = [(self._settings.shortest << bucket, steps) for bucket, steps in enumerate(self._uses)]
+        return {size: steps[0] * self._text.slots_per_step for size, steps in reversed(sizes) if steps}
+
     def lengths(self) -> Lengths:
         """Of the whole stage."""
         tokens = self._text.slots_per_step * self._text.length

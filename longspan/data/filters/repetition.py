@@ -1,22 +1,19 @@
 """Documents that say the same again and again."""
 
 import re
-from collections import Counter
-from collections.abc import Iterable
 from typing import Literal
 
 import numpy as np
 from pydantic import Field
 
+from longspan.data.filters._windows import LEAST_WORDS, judged_by_windows
 from longspan.data.filters._words import covered, runs, words
-from longspan.data.filters.base import Filter, Hashes, Judge, Tools, Verdict
+from longspan.data.filters.base import Filter, Hashes, Judge, Tools
 
 # Rae and others 2021, arXiv:2112.11446, table A1: the most that may be repeated.
 LINES, PARAGRAPHS, LINE_CHARACTERS, PARAGRAPH_CHARACTERS = 0.30, 0.30, 0.20, 0.20
 COMMONEST_RUN = {2: 0.20, 3: 0.18, 4: 0.16}
 REPEATED_RUNS = {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10}
-
-LEAST_WORDS = 50  # of fewer, shares say nothing
 
 
 class Repetition(Filter):
@@ -34,43 +31,7 @@ class Repetition(Filter):
 
     def judge(self, _: Tools) -> Judge:
         """By the share of windows that fail; the reason is the limit that most of them broke."""
-
-        def judged(_id: str, text: str) -> Verdict:
-            found = [broken_limit(window) for window in windows(text, self.window_words)]
-            failing = Counter(limit for limit in found if limit)
-            share = failing.total() / len(found) if found else 0.0
-            if share > self.most_failing:
-                most = max(sorted(failing), key=failing.__getitem__)
-                return Verdict(text=None, reason=most, scores={"failing": share})
-            return Verdict(text=text, scores={"failing": share})
-
-        return judged
-
-
-def windows(text: str, window_words: int) -> list[str]:
-    """The text in pieces of `window_words` words, cut at line ends where there are any; the last may be shorter."""
-    lines = re.findall(r"[^\n]*\n|[^\n]+", text)
-    found: list[str] = []
-    held: list[str] = []
-    count = 0
-    for line in lines:
-        for piece in _long_line(line, window_words):
-            held.append(piece)
-            count += len(piece.split())
-            if count >= window_words:
-                found.append("".join(held))
-                held, count = [], 0
-    if held and (count >= LEAST_WORDS or not found):
-        found.append("".join(held))
-    return found
-
-
-def _long_line(line: str, window_words: int) -> Iterable[str]:
-    if len(line) < 2 * window_words:  # a word and its space have two characters at least
-        return (line,)
-    ends = [match.end() for match in re.finditer(r"\S+\s*", line)][window_words - 1 :: window_words]
-    starts = [0, *ends]
-    return [line[a:b] for a, b in zip(starts, [*ends, len(line)], strict=True) if a < b]
+        return judged_by_windows(broken_limit, window_words=self.window_words, most_failing=self.most_failing)
 
 
 def broken_limit(text: str) -> str:
