@@ -50,8 +50,8 @@ class RunFolder:
     export/                the Hugging Face folder
     adapter/               the adapters alone, in PEFT's format, when the recipe asks for LoRA
     export.json            how far transformers' logits are from ours
-    search/                found.json, and export/ if it is asked for; of a race, race.svg, summary.json and
-                           details.json; a line each measurement
+    search/                found.json, export/ if asked for; of a race, race.svg, summary.json, details.json;
+                           a line each measurement
     report.html            the page
     heatmaps.svg           its heat maps alone
     summary.json           the figures
