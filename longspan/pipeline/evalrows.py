@@ -33,7 +33,10 @@ def rebuild(path: Path, key: str) -> dict[str, Any]:
             "the context that comes out is another one: this version of longspan builds it differently", path
         )
     branch = _branch(context, row)
-    asked = {} if branch is None else {"question_tokens": list(branch.question), "gold_tokens": list(branch.answer)}
+    asked: dict[str, Any] = {}
+    if branch is not None:
+        asked = {"question_tokens": list(branch.question), "gold_tokens": list(branch.answer)}
+        asked["question"] = material.decode(list(branch.question))
     return {
         "row": row,
         "tokens": context.tokens.tolist(),

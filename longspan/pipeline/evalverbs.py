@@ -39,7 +39,7 @@ def eval_verb(
         return f"{found['added']} rows added, {found['total']} now\n", found
     if what == "rebuild":
         found = rebuild(Path(words[0]), words[1])
-        return found["text"] + found["row"].get("question", ""), found
+        return found["text"] + found.get("question", ""), found
     if what == "server":
         found = evaluate_server(Recipe.read(Path(words[0])), words[1], words[2], observer=observer, stop=stop)
         return "".join(f"{key}: {value}\n" for key, value in found.items()), found

@@ -162,6 +162,9 @@ def test_the_depth_of_gold_is_a_constant_of_the_number_of_documents(count, depth
         blocks = text.split("\n\nDocument ")[1:]
         assert len(blocks) == count
         assert round(next(at for at, block in enumerate(blocks) if "Text 007." in block) / count, 3) == depth
+    with pytest.raises(DataError, match="3 published questions, and sample 4") as caught:
+        made.make(count, 3)
+    assert caught.value.code == "eval.ruler-questions"
     assert made.repeats(1600) == 2.0
     assert made.make(1600, 0)[0].count("Text 007.") == 2
 

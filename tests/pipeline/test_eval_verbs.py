@@ -48,6 +48,7 @@ def test_every_row_can_be_rebuilt_and_says_what_was_asked(run):
         assert ids_sha256(np.array(found["tokens"])) == row["context"]
         if row["task"].startswith("grid"):
             assert found["gold_tokens"] == row["gold_tokens"]
+            assert found["question"] == row["question"]
             # The gold number stands in the text, at the row's offset.
             tail = rebuild(rows, row["key"])["text"]
             assert row["gold"].strip() in tail

@@ -13,6 +13,7 @@ from longspan.eval.published.maker import SEED, Maker
 from longspan.eval.published.needles import DATA
 from longspan.eval.published.templates import QA_FILES, QA_HEAD, QA_TAIL, REPLY_TOKENS
 from longspan.probes import Encode
+from longspan.utils.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,12 @@ class QuestionMaker(Maker):
 
     def make(self, units: int, index: int) -> tuple[str, Sequence[str]]:
         """Question `index`, its own documents, others near them, then any; all of them again where they are too few."""
+        if index >= len(self._questions) > 0:
+            raise DataError(
+                "eval.ruler-questions",
+                f"there are {len(self._questions):,} published questions, and sample {index + 1:,} is asked for",
+                fix="ask for fewer samples",
+            )
         asked, documents = self._questions[index], self._documents
         if units >= len(documents):
             chosen = [documents[at % len(documents)] for at in range(units)]
