@@ -140,7 +140,7 @@ class Job:
                 steps=stage.steps,
                 rows_per_step=stage.rows_per_step,
                 learning_rate=stage.learning_rate,
-                frequencies=stage.rope.frequencies(base, stage.length),
+                frequencies=stage.rope.frequencies(base, stage.reach),
                 mesh=mesh,
             )
             for index, (stage, mesh) in enumerate(zip(self.recipe.stages, self.meshes, strict=True))

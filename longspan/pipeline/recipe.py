@@ -98,7 +98,8 @@ class ModelChoice(Settings):
 class Stage(Settings):
     """One stretch of training at one length. `tokens` is rounded down to whole steps of `batch_tokens`.
 
-    `rope` is the position method with which the model is trained at this `length`; `mix` says what the rows hold,
+    `rope` is the position method with which the model is trained at this `length`, or at the `reach` of the mix, where
+    that is more; `mix` says what the rows hold,
     `curriculum` which lengths they have when; `canaries` are pairs planted in them to prove what the model saw; `mesh`
     spreads this stage in another way than the others.
     """
@@ -119,6 +120,11 @@ class Stage(Settings):
         return self.batch_tokens // self.length
 
     @property
+    def reach(self) -> int:
+        """How many positions the model is trained for: the length, or more where positions jump."""
+        return max(self.length, *(part.reach or 0 for part in self.mix))
+
+    @property
     def steps(self) -> int:
         """Optimizer steps of this stage."""
         return self.tokens // self.batch_tokens
@@ -135,9 +141,15 @@ class Stage(Settings):
         for part in self.mix:
             if part.length is not None and self.length % part.length:
                 raise ValueError(f"documents of {part.length} tokens do not fill rows of {self.length} in the mix")
+            if part.reach is not None and part.reach <= (part.length or self.length):
+                raise ValueError(f"reach {part.reach} of the mix is no more than the tokens of a document there")
+        if self.reach > self.length and not self.curriculum.keeps_positions:
+            raise ValueError(f"curriculum {self.curriculum.kind} counts positions anew: leave reach out of the mix")
         self.curriculum.check(length=self.length, mix=self.mix)
         if self.canaries is not None and any(part.probe is not None for part in self.mix):
             raise ValueError("canaries take no probes in the mix: they would be written over a probe's lines")
+        if self.canaries is not None and self.reach > self.length:
+            raise ValueError("canaries are planted at distances in tokens: leave reach out of the mix")
         return self
 
 

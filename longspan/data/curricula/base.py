@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 
@@ -71,6 +71,10 @@ class Slots(Protocol):
 
 class Curriculum(Settings, ABC):
     """Settings of one order of lengths."""
+
+    kind: str  # the name of the file
+
+    keeps_positions: ClassVar[bool] = False  # whether the positions of the plain rows stay as they are
 
     def check(self, *, length: int, mix: Sequence[MixPart]) -> None:
         """Raise `ValueError` when a stage of this length and mix cannot follow this order."""

@@ -1,6 +1,6 @@
 """Every row has the stage's length: the lengths grow from stage to stage only."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from longspan.data.curricula._windows import WindowedSlots
 from longspan.data.curricula.base import Curriculum, Slots, StageText
@@ -10,6 +10,8 @@ class Stages(Curriculum):
     """Rows of the stage's length from its first step to its last."""
 
     kind: Literal["stages"] = "stages"
+
+    keeps_positions: ClassVar[bool] = True
 
     def slots(self, text: StageText) -> Slots:
         """The plain rows."""
