@@ -154,8 +154,17 @@ class Job:
         if not self.leads:  # another machine may have other memory
             return tuple(Mesh(**mesh) for mesh in json.loads(self.hear("meshes")))
         machine = machine_of(self.world, self.device, folder=self.folder.path)
-        choose = partial(automatic, self.recipe, self.start[0], self.world, machine)
-        found = meshes(self.recipe, ranks=self.world.launch.ranks, automatic=choose)
+        launch = self.world.launch
+        choose = partial(
+            automatic,
+            self.recipe,
+            self.start[0],
+            machine,
+            ranks=launch.ranks,
+            ranks_per_node=launch.local_ranks,
+            device=self.world.device,
+        )
+        found = meshes(self.recipe, ranks=launch.ranks, automatic=choose)
         self.say("meshes", json.dumps([asdict(mesh) for mesh in found]))
         return found
 
