@@ -1,5 +1,6 @@
 """The ranks of a run, what a recipe's meshes are once they are counted, and the attention scheme of each mesh."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -84,7 +85,8 @@ def automatic(
 
     def fits(local_tokens: int) -> bool:
         context = -(-stage.length // local_tokens)
-        mesh = Mesh(shard=max(1, ranks // context), ulysses=context)
+        ulysses = math.gcd(context, shape.heads)
+        mesh = Mesh(shard=max(1, ranks // context), ring=context // ulysses, ulysses=ulysses)
         work = workload(recipe, shape, device, rows=1, length=stage.length, mesh=mesh)
         try:
             choose(work, recipe.engine, machine)
