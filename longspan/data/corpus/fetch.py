@@ -21,7 +21,7 @@ HEAD = """\
 # Licences of these texts
 
 Each text comes from a package that its makers publish, by way of `longspan fetch corpus`. It keeps its own licence:
-train and evaluate with it here; whoever passes a text on passes its licence on. The package's copyright file tells more.
+train and evaluate with it here; whoever passes a text on passes its licence on. Its copyright file tells more.
 
 | text | package | version | licence | bytes | sha256 |
 | --- | --- | --- | --- | --- | --- |
