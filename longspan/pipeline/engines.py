@@ -53,6 +53,7 @@ class StageEngines:
     def __init__(self, job: Job) -> None:
         self.plan = job.plans[0]  # of the stage at work
         self._chosen, self._folder, self._world = choices(job), job.folder.anchors, job.world
+        self._stages = job.round_stages
         self.decoder = job.base()
         self.weights: Weights = Whole(self.decoder)
         if job.world is not None:
@@ -65,7 +66,7 @@ class StageEngines:
 
     def __call__(self, plan: StagePlan) -> Pass:
         """The pass of one stage."""
-        self.plan, choice = plan, self._chosen[plan.index]
+        self.plan, choice = plan, self._chosen[self._stages[plan.index]]
         if choice.keep == "everything":
             return plain_engine(self.decoder)(plan)
         self._host.reset()

@@ -78,6 +78,18 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
     return {"differences": found}
 
 
+def short_difference(first: Path, second: Path) -> tuple[float, float, float]:
+    """Second minus first over all questions of short benchmarks that both answered, and its 95 % interval.
+
+    Raises `ValueError` when they share fewer than two.
+    """
+    sides: list[dict[str, Group]] = []
+    for path in (first, second):
+        short = [found for (task, _), found in _clusters(Rows(path)).items() if task.startswith("short/")]
+        sides.append({key: group for found in short for key, group in found.items()})
+    return paired(*sides)
+
+
 def changes(before: Path, after: Path) -> tuple[dict[str, Any], ...]:
     """What `compare` finds between the rows beside two evaluations; nothing where they share no two contexts."""
     rows = [path.with_suffix(".rows.jsonl") for path in (before, after)]

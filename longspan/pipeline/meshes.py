@@ -77,11 +77,14 @@ def automatic(
     machine: Machine,
     stage: Stage,
     *,
-    ranks: int,
-    ranks_per_node: int,
+    launch: tuple[int, int],
     device: torch.device,
 ) -> Mesh:
-    """The mesh of a stage that names none: rows apart while a row's share fits a rank, as the planner sees it."""
+    """The mesh of a stage that names none: rows apart while a row's share fits a rank, as the planner sees it.
+
+    `launch` counts ranks in all, and those of one node.
+    """
+    ranks, ranks_per_node = launch
 
     def fits(local_tokens: int) -> bool:
         context = -(-stage.length // local_tokens)

@@ -44,7 +44,7 @@ def plan(
     model, count = _shape(recipe, shape), ranks or 1
     device = torch.device("cuda" if machine or (torch.cuda.is_available() and recipe.device != "cpu") else "cpu")
     here = probe(device, folder=recipe.output) if machine is None else known_machine(machine)
-    pick = partial(automatic, recipe, model, here, ranks=count, ranks_per_node=count, device=device)
+    pick = partial(automatic, recipe, model, here, launch=(count, count), device=device)
     spread = meshes(recipe, ranks=count, automatic=(lambda _: Mesh()) if count == 1 else pick)
     stages = [_Stage(recipe, model, device, here, index, mesh).told(observer) for index, mesh in enumerate(spread)]
     asked = reading_seconds(recipe, model, here)

@@ -13,6 +13,7 @@ from longspan.data.settings import DataSettings, Mix, MixPart
 from longspan.engine.settings import EngineSettings
 from longspan.model.settings import LoraSettings
 from longspan.parallel.settings import MeshSettings, ParallelSettings
+from longspan.pipeline.gatesettings import Gate
 from longspan.pipeline.mistakes import explain
 from longspan.pipeline.source import read_source
 from longspan.rope.methods.searched import Searched
@@ -101,7 +102,7 @@ class Stage(Settings):
     `rope` is the position method with which the model is trained at this `length`, or at the `reach` of the mix, where
     that is more; `mix` says what the rows hold,
     `curriculum` which lengths they have when; `canaries` are pairs planted in them to prove what the model saw; `mesh`
-    spreads this stage in another way than the others.
+    spreads this stage in another way than the others; `gate` is what the model must show at its end.
     """
 
     length: Annotated[int, Field(ge=2)]
@@ -113,6 +114,7 @@ class Stage(Settings):
     mesh: MeshSettings | None = None
     curriculum: CurriculumChoice = Stages()
     canaries: CanarySettings | None = None
+    gate: Gate | None = None
 
     @property
     def rows_per_step(self) -> int:
@@ -150,6 +152,8 @@ class Stage(Settings):
             raise ValueError("canaries take no probes in the mix: they would be written over a probe's lines")
         if self.canaries is not None and self.reach > self.length:
             raise ValueError("canaries are planted at distances in tokens: leave reach out of the mix")
+        if self.canaries is not None and self.gate is not None and self.gate.repeats:
+            raise ValueError("canaries are planted so many times: a stage that has them is not repeated")
         return self
 
 
@@ -266,7 +270,13 @@ class Recipe(Settings):
             more["engine"] = {"lossy_anchors": True}
         for stage in value["stages"]:
             stage.pop("mesh")  # the same rows and losses on any
+            stage.pop("gate")  # its verdicts decide, and they lie in the run folder
         return {key: value[key] for key in ("seed", "model", "data", "stages")} | more | {"train": self.train.shaping}
+
+    @property
+    def asked(self) -> tuple[TaskChoice, ...]:
+        """All tasks, those of gates first."""
+        return (*(task for stage in self.stages if stage.gate for task in stage.gate.tasks), *self.eval.tasks)
 
     @property
     def filters(self) -> Any:
