@@ -173,7 +173,7 @@ def test_a_planted_regression_of_short_benchmarks_does_not_pass(tmp_path: Path) 
 )
 def test_what_a_gate_cannot_judge_is_refused(change: dict[str, Any], told: str) -> None:
     with pytest.raises(ValidationError, match=told):
-        Gate.model_validate(change)
+        Gate.model_validate_json(json.dumps(change))
 
 
 def test_canaries_and_repeats_do_not_go_together(micro: Path) -> None:
