@@ -31,6 +31,7 @@ LONG = "word " * 120  # above the least characters
         ("<body><nav>menu</nav><h1>Head</h1>body &amp; soul<script>x()</script></body>", "Head\nbody & soul"),
         ("<body>out<main><p>in</main></body>", "in"),
         ('<div class="body"><div class="sphinxsidebar">side</div>text</div>', "text"),
+        ('<body><div class="wy-grid-for-nav">page<div class="t-navbar">bar</div></div></body>', "page"),
         ('<div role="main">first</div><main>second</main>', "first"),
         ("<p>a\n  b</p><pre>a\n  b</pre>", "a b\n\na\n  b"),
         ("<table><tr><td>1<td>2</tr><tr><td>3</td></tr></table>", "1\t2\t\n\n3\t"),

@@ -42,7 +42,8 @@ BLOCK = frozenset(
 )
 APART = frozenset(("h1", "h2", "h3", "p", "pre", "table"))  # with a blank line before them
 CELL = frozenset(("td", "th"))
-SIDE = re.compile(r"\b(nav\w*|\w*navigation|\w*sidebar\w*)\b")  # classes and roles of divisions that are furniture
+# Classes and roles of divisions that are furniture; `wy-grid-for-nav` is a page that has some.
+SIDE = re.compile(r"(\w+-)?(nav|navbar|navigation|navheader|navfooter)|[\w-]*sidebar[\w-]*")
 LINK_MARK = re.compile(r"\b(headerlink|anchor|doc-anchor)\b")
 
 
@@ -62,7 +63,7 @@ class _Node:
         named = f"{self.attributes.get('class', '')} {self.attributes.get('role', '')}"
         if self.tag == "a":
             return bool(LINK_MARK.search(named))
-        return self.tag == "div" and bool(SIDE.search(named))
+        return self.tag == "div" and any(SIDE.fullmatch(word) for word in named.split())
 
     def all(self) -> Iterator["_Node"]:
         """This node and all below it, in the order of the page, furniture left out."""
