@@ -1,6 +1,6 @@
 """What a recipe will cost, told before anything is loaded: stage by stage, on this machine or on one by its name."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from longspan.pipeline.workloads import workload
 from longspan.plan.account import Plan
 from longspan.plan.choose import choose
 from longspan.plan.machine import Machine, known_machine
+from longspan.plan.seconds import predict_seconds
 from longspan.plan.shapes import named_shape
 from longspan.rope.frequencies import RopeBase
 from longspan.rope.methods.default import Default
@@ -47,9 +48,10 @@ def plan(
     pick = partial(automatic, recipe, model, here, launch=(count, count), device=device)
     spread = meshes(recipe, ranks=count, automatic=(lambda _: Mesh()) if count == 1 else pick)
     stages = [_Stage(recipe, model, device, here, index, mesh).told(observer) for index, mesh in enumerate(spread)]
-    asked = reading_seconds(recipe, model, here)
-    if asked is not None:
-        observer.tell(f"an evaluation: about {asked:,.0f} s of reading on one device, questions not counted")
+    asked, missing = reading_seconds(recipe, model, here)
+    if recipe.eval.tasks:
+        without = f", without {', '.join(missing)}, whose files are not here" if missing else ""
+        observer.tell(f"an evaluation: about {asked:,.0f} s of reading on one device{without}")
     seconds = sum(stage["seconds"] for stage in stages)
     observer.tell(f"training: about {seconds:,.0f} s, {count * seconds / 60:,.1f} device-minutes")
     return {
@@ -58,7 +60,7 @@ def plan(
         "stages": stages,
         "seconds": round(seconds, 1),
         "device_seconds": round(count * seconds, 1),
-        "evaluation_seconds": None if asked is None else round(asked, 1),
+        "evaluation_seconds": round(asked, 1),
     }
 
 
@@ -88,14 +90,14 @@ class _Stage:
         work = workload(self.recipe, self.shape, self.device, rows=plan.micro_rows, length=plan.length, mesh=plan.mesh)
         found: Plan = choose(work, self.recipe.engine, self.machine)
         passes = plan.rows_per_rank / plan.micro_rows
-        step_seconds = passes * found.seconds.total
+        step_seconds = passes * self._seconds(found)
         lines = found.account()
         observer.tell(f"stage {self.index}, rows of {plan.length:,} tokens: {lines[0]}")
         for line in lines[1:]:
             observer.tell(f"  {line}")
         observer.tell(
             f"  {plan.steps:,} steps of {plan.rows_per_step:,} rows, {plan.steps * plan.tokens_per_step:,} tokens: "
-            f"{step_seconds:,.1f} s a step, {plan.steps * step_seconds:,.0f} s in all"
+            f"{step_seconds:,.1f} s a step in the mean of the mix, {plan.steps * step_seconds:,.0f} s in all"
         )
         return {
             "length": plan.length,
@@ -106,6 +108,15 @@ class _Stage:
             "step_seconds": round(step_seconds, 2),
             "seconds": round(plan.steps * step_seconds, 1),
         }
+
+    def _seconds(self, found: Plan) -> float:
+        """Of one pass in the mean of the mix: the documents of a part are no longer than its `length`."""
+        total = 0.0
+        for part in self.recipe.stages[self.index].mix:
+            own = part.length or self.recipe.stages[self.index].length
+            work = replace(found.work, lengths=(own,) * (sum(found.work.document_lengths) // own))
+            total += part.share * predict_seconds(work, found.choice, found.machine).total
+        return total
 
 
 def _shape(recipe: Recipe, name: str | None) -> ModelShape:
@@ -128,12 +139,14 @@ class _AnyDocument:
         raise AssertionError("contexts are counted by their lengths")
 
 
-def reading_seconds(recipe: Recipe, shape: ModelShape, machine: Machine) -> float | None:
-    """About how long one evaluation reads; None without tasks, or where a task's own file is not there yet."""
-    if not recipe.eval.tasks:
-        return None
-    try:
-        contexts = reading(recipe.eval.tasks, _AnyDocument())
-    except DataError:
-        return None
-    return read_seconds(shape, contexts, machine)
+def reading_seconds(recipe: Recipe, shape: ModelShape, machine: Machine) -> tuple[float, list[str]]:
+    """About how long one evaluation reads, and the kinds of tasks whose own files are not here to be counted."""
+    seconds, missing = 0.0, []
+    for task in recipe.eval.tasks:
+        try:
+            contexts = reading([task], _AnyDocument())
+        except DataError:
+            missing.append(task.kind)
+            continue
+        seconds += read_seconds(shape, contexts, machine)
+    return seconds, missing

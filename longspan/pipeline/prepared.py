@@ -11,7 +11,7 @@ from longspan.data.curricula.base import Slots, StageText
 from longspan.data.tokenize import plain_encode
 from longspan.pipeline.job import Job
 from longspan.pipeline.recipe import Recipe
-from longspan.pipeline.texts import chat_format
+from longspan.pipeline.texts import chat_format, data_sha256
 from longspan.utils.errors import DataError
 from longspan.utils.files import read_json, write_atomic
 from longspan.utils.values import canonical_sha256
@@ -168,6 +168,7 @@ def data_facts(job: Job) -> dict[str, Any]:
     """What was prepared: documents and tokens of both stores, and the counts of the curation."""
     stores = job.stores()
     facts: dict[str, Any] = {
+        "made_as": data_sha256(job),
         "documents": len(stores.train),
         "tokens": stores.train.tokens,
         "longest_document_tokens": int(max(stores.train.lengths)),

@@ -287,7 +287,8 @@ class Recipe(Settings):
     def check_paths(self) -> None:
         """Look whether everything that the recipe names exists, before long work.
 
-        Raises `ConfigError` that names the key and the path.
+        Texts may be missing where the output holds their tokens: a run folder is moved without them. Raises
+        `ConfigError` that names the key and the path.
         """
         model, tokenizer = self.model.folder, self.data.tokenizer
         if model is not None and not (model / "config.json").is_file():
@@ -296,7 +297,7 @@ class Recipe(Settings):
         if tokenizer is not None and not (tokenizer.is_file() or (tokenizer / "tokenizer.json").is_file()):
             raise _unusable("data.tokenizer", tokenizer, "does not exist", fix="name a tokenizer.json or its folder")
         for index, source in enumerate(self.data.sources):
-            if source.hub is None and not source.path.exists():
+            if source.hub is None and not source.path.exists() and not (self.output / "tokens").is_dir():
                 raise _unusable(f"data.sources.{index}.path", source.path, "does not exist", fix="check the path")
 
 

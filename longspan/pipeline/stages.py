@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from longspan.data.build import build_stores
+from longspan.data.build import Stores, build_stores
 from longspan.data.hub import fetch_sources
 from longspan.data.tokenize import separator_id
 from longspan.eval.evaluate import check
@@ -39,7 +39,7 @@ from longspan.pipeline.racing import compare as compare_settings
 from longspan.pipeline.recipe import Recipe
 from longspan.pipeline.rundir import versions
 from longspan.pipeline.searching import search as search_settings
-from longspan.pipeline.texts import chat_format, curate_inputs, make_tokenizer, texts
+from longspan.pipeline.texts import chat_format, curate_inputs, make_tokenizer, only_tokens, texts
 from longspan.pipeline.verify import verify_here
 from longspan.records import Evaluation
 from longspan.report.heatmap import heatmaps_svg
@@ -177,7 +177,9 @@ def _prepare(job: Job) -> None:
     Raises `ConfigError` when there are checkpoints, and they are of other tokens.
     """
 
-    def work() -> None:
+    moved = only_tokens(job)
+
+    def build() -> None:
         tokenizer = make_tokenizer(job)
         stores = build_stores(
             job.folder.tokens,
@@ -190,6 +192,13 @@ def _prepare(job: Job) -> None:
         )
         for warning in (*set_aside(stores), *short_documents(job.recipe, stores)):
             job.observer.warn(warning)
+
+    def work() -> None:
+        if moved:
+            job.observer.tell("the texts are not here: their tokens in the run folder serve")
+            Stores.open(job.folder.tokens)  # every hash of them
+        else:
+            build()
         for index, rows in enumerate(stage_slots(job)):
             try:
                 rows.check()
@@ -200,8 +209,9 @@ def _prepare(job: Job) -> None:
         _check_tasks(job)
         write_json(job.folder.data, data_facts(job))
 
-    fetch_sources(job.recipe.data.sources)
-    if job.recipe.data.curate is not None:
+    if not moved:
+        fetch_sources(job.recipe.data.sources)
+    if job.recipe.data.curate is not None and not moved:
         _once(job, "curate", curate_inputs(job), lambda: curate(job), job.folder.curated / "manifest.json")
     _once(job, "prepare", job.prepare_inputs, work, job.folder.tokens, job.folder.tokenizer, job.folder.data)
     job.require_same()
