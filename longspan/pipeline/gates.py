@@ -7,7 +7,7 @@ from typing import Any, Literal
 from longspan.eval.rows import Rows
 from longspan.eval.tasks.base import Task
 from longspan.model.decoder import Decoder
-from longspan.pipeline.evalrows import short_difference
+from longspan.pipeline.evalrows import short_differences
 from longspan.pipeline.evaluating import answer_here, evaluated
 from longspan.pipeline.gatesettings import Gate
 from longspan.pipeline.job import Job
@@ -127,7 +127,7 @@ def judged(
                 failed.append(line)
     if before is not None:
         drop = short_mean(before) - short_mean(after)
-        difference, low, high = short_difference(*rows)
+        difference, low, high = short_differences(*rows)["all"]
         line = (
             f"short benchmarks: {short_mean(before):.1%} before, {short_mean(after):.1%} after; question by question "
             f"{difference:+.1%} [{low:+.1%}, {high:+.1%}] (wanted: a drop of {gate.most_drop:.1%} at most)"
