@@ -57,7 +57,7 @@ def put(folder: Path, name: str, content: str | bytes) -> None:
 
 def test_files_are_joined_in_natural_order_without_repeats_and_scraps(tmp_path: Path) -> None:
     put(tmp_path, "doc/part-10.txt", f"ten {LONG}")
-    put(tmp_path, "doc/part-2.txt.gz", gzip.compress(f"two  \n\n\n\n\n{LONG}".encode()))
+    put(tmp_path, "doc/part-2.txt.gz", gzip.compress(f"tw\0\b\x1fo  \n\n\n\n\n{LONG}".encode()))
     put(tmp_path, "doc/part-3.html", f"<main><p>three {LONG}</p></main>")
     put(tmp_path, "doc/part-4.txt", f"ten {LONG}")
     put(tmp_path, "doc/scrap.txt", "too short")

@@ -35,6 +35,7 @@ def work_text(work: Work, folder: Path) -> str:
         "summaries": _summaries,
     }[work.read]
     text = read(chosen(work, folder), work)
+    text = re.sub(r"[\0\b\x1f]", "", text)  # marks of info files; a NUL would make a text a binary file
     text = re.sub(r"\n{4,}", "\n\n\n", re.sub(r"[ \t]+\n", "\n", text)).strip()
     if not text:
         raise DataError(

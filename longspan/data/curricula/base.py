@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -74,7 +74,10 @@ class Curriculum(Settings, ABC):
 
     kind: str  # the name of the file
 
-    keeps_positions: ClassVar[bool] = False  # whether the positions of the plain rows stay as they are
+    @property
+    def keeps_positions(self) -> bool:
+        """Whether the positions of the plain rows stay as they are, and may jump."""
+        return False
 
     def check(self, *, length: int, mix: Sequence[MixPart]) -> None:
         """Raise `ValueError` when a stage of this length and mix cannot follow this order."""

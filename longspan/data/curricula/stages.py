@@ -1,6 +1,6 @@
 """Every row has the stage's length: the lengths grow from stage to stage only."""
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from longspan.data.curricula._windows import WindowedSlots
 from longspan.data.curricula.base import Curriculum, Slots, StageText
@@ -11,7 +11,10 @@ class Stages(Curriculum):
 
     kind: Literal["stages"] = "stages"
 
-    keeps_positions: ClassVar[bool] = True
+    @property
+    def keeps_positions(self) -> bool:
+        """They do."""
+        return True
 
     def slots(self, text: StageText) -> Slots:
         """The plain rows."""
