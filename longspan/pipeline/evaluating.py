@@ -32,7 +32,8 @@ def evaluated(
     machine = probe(job.device, folder=job.folder.path)
     for line in forecast(tasks, material.documents, decoder.shape, machine):
         job.observer.tell(line)
-    with memory_errors(lambda: f"evaluation {topic}", fix=FIX), asking(far, job.world, topic):
+    where = f"evaluation {topic} training" if topic in ("before", "after") else f"evaluation of {topic}"
+    with memory_errors(lambda: where, fix=FIX), asking(far, job.world, topic):
         return evaluate(
             decoder.eval(),
             tasks,

@@ -44,9 +44,7 @@ def train_here(job: Job, plans: Sequence[StagePlan]) -> None:
 
     try:
         with (
-            memory_errors(
-                lambda: f"recipe: stages.{stages[engines.plan.index]} (length {engines.plan.length:,})", fix=FIX
-            ),
+            memory_errors(where, fix=FIX),
             job.checkpoints(Peers(job.world)) as checkpoints,
         ):
             train_decoder(
