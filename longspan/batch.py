@@ -16,7 +16,7 @@ class Batch:
 
     `weights` is 0 where a token has no target (the last of a document) and 1 or more elsewhere; the loss is the
     weighted sum divided by the sum of weights of the whole step. `spans` holds each row's document borders,
-    `(0, …, S)`: no token attends across a border. `positions` count from 0 inside each document.
+    `(0, …, S)`: no token attends across a border. `positions` grow from 0 inside each document, and may jump.
     """
 
     tokens: Int[Tensor, "b S"]

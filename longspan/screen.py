@@ -13,6 +13,9 @@ from rich.text import Text
 from longspan.utils.errors import LongspanError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from longspan.pipeline.doctor import Check
     from longspan.records import StepMetrics
 
 
@@ -41,6 +44,29 @@ def show_result(result: dict[str, Any], *, to_stderr: bool) -> None:
     for key, value in result.items():
         if isinstance(value, str | int | float):
             console.print(f"{key}: {f'{value:.4g}' if isinstance(value, float) else value}", markup=False)
+
+
+def show_engines(found: dict[str, Any], *, to_stderr: bool) -> None:
+    """What each engine makes of an exported folder."""
+    table = Table("engine", "texts to", "frequencies", "attention factor", "")
+    for row in found["engines"]:
+        wide, heat = row["difference"], row["attention_factor"]
+        differ = "refused" if wide is None else ("equal" if wide == 0 else f"differ by {wide:.1g}")
+        who, scale = f"{row['engine']} {row['layers']}".strip(), "" if heat is None else f"{heat:.6g}"
+        table.add_row(who, f"{row['length']:,}", differ, scale, "ok" if row["same"] else row["told"])
+    console = Console(stderr=to_stderr, soft_wrap=True)
+    console.print(table)
+    for limit in found["limits"]:
+        console.print(f"note: {limit}", markup=False, highlight=False)
+
+
+def show_checks(checks: Iterable[Check], *, to_stderr: bool) -> None:
+    """What the doctor found."""
+    table = Table("", "check", "found")
+    for check in checks:
+        sign = {True: Text("ok", "green"), False: Text("no", "bold red"), None: Text("")}[check.ok]
+        table.add_row(sign, check.name, Text(check.detail + (f"\n{check.fix}" if check.ok is False else "")))
+    Console(stderr=to_stderr).print(table)
 
 
 class Screen:

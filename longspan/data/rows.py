@@ -22,6 +22,7 @@ from longspan.utils.errors import DataError, LongspanError
 Answers = Callable[[NDArray[Any]], NDArray[np.bool_]]  # which ids of a conversation are answers
 
 ITEMS = 8  # lines planted in a probe's text, at most, when a recipe does not say how many
+PIECES = 2  # between which positions jump, when a recipe does not say how many
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +30,8 @@ class Row:
     """One row of S tokens, ready for training.
 
     `targets[i]` follows `tokens[i]` in its document; where nothing follows, the weight is 0. `positions` count from 0
-    in every span; `spans` are the borders (0, …, S) that no token attends across.
+    in every span, and jump where the part of the mix has a `reach`; `spans` are the borders (0, …, S) that no token
+    attends across.
     """
 
     tokens: Int64[np.ndarray, " S"]
@@ -69,7 +71,7 @@ class StageRows:
         answers: Answers | None = None,
     ) -> None:
         self._length, self._seed, self._stage = length, seed, stage
-        self._shares = Shares([part.share for part in mix])
+        self._mix, self._shares = tuple(mix), Shares([part.share for part in mix])
         self._parts: list[_TextPart | _ProbePart | _ChatPart] = []
         for index, part in enumerate(mix):
             own, key = part.length or length, (seed, stage, index)
@@ -85,7 +87,7 @@ class StageRows:
     def row(self, sample: int) -> Row:
         """The row with this number; the same in every process, whatever was asked before."""
         part, index = self._shares.place(sample)
-        return self._row(self._parts[part], sample, index)
+        return self._row(part, sample, index)
 
     def repeats(self, samples: int) -> list[float]:
         """How often each part goes through its documents in the first `samples` rows; 0 for probes."""
@@ -100,21 +102,25 @@ class StageRows:
 
         Raises what building it raises, such as `DataError` for a probe that does not fit; `where` names the part.
         """
-        for number, part in enumerate(self._parts):
+        for number in range(len(self._parts)):
             try:
-                self._row(part, 0, 0)
+                self._row(number, 0, 0)
             except LongspanError as error:
                 error.where = error.where or f"mix.{number}"
                 raise
 
-    def _row(self, source: "_TextPart | _ProbePart | _ChatPart", sample: int, index: int) -> Row:
-        """The row of a part that has this number in the stage, and `index` among the rows of the part."""
+    def _row(self, number: int, sample: int, index: int) -> Row:
+        """The row of part `number` that has this sample number in the stage, and `index` among the rows of the part."""
+        source, part = self._parts[number], self._mix[number]
         packed = self._length // source.length
         if not isinstance(source, _ProbePart):
             windows = [source.window(index * packed + slot) for slot in range(packed)]
         else:
             windows = [source.window(_random((self._seed, self._stage, sample, slot))) for slot in range(packed)]
-        return _joined(windows)
+        if part.reach is None:
+            return _joined(windows, lambda count: np.arange(count, dtype=np.int64))
+        rng, reach = np.random.Generator(np.random.PCG64(digest((self._seed, self._stage, sample, -3)))), part.reach
+        return _joined(windows, lambda count: jumping(count, reach=reach, pieces=part.pieces or PIECES, rng=rng))
 
 
 def chosen_documents(store: TokenStore, part: MixPart) -> NDArray[np.int64]:
@@ -308,13 +314,30 @@ class _ProbePart:
         return np.concatenate(parts)
 
 
-def _joined(windows: list[_Window]) -> Row:
+def jumping(count: int, *, reach: int, pieces: int, rng: np.random.Generator) -> Int64[np.ndarray, " n"]:
+    """Positions of `count` tokens that jump `pieces` - 1 times, at random places, and stay below `reach`.
+
+    What is left out in all is uniform up to the whole of `reach`, and so is its division among the jumps: any distance
+    up to `reach` comes up. They begin at 0. Source: Zhu and others 2023, arXiv:2309.10400 (PoSE), section 3.2, which
+    has two pieces.
+    """
+    places = rng.permutation(count - 1)[: pieces - 1] if count > 1 else np.zeros(0, dtype=np.int64)
+    left_out = int(rng.integers(max(0, reach - count) + 1))
+    borders = [0, *np.sort(rng.integers(left_out + 1, size=max(0, len(places) - 1))).tolist(), left_out]
+    steps = np.ones(count, dtype=np.int64)
+    steps[:1] = 0
+    for place, (low, high) in zip(places.tolist(), itertools.pairwise(borders), strict=False):
+        steps[place + 1] += high - low
+    return np.cumsum(steps)
+
+
+def _joined(windows: list[_Window], positions: Callable[[int], NDArray[np.int64]]) -> Row:
     span_lengths = [n for window in windows for n in window.span_lengths]
     return Row(
         tokens=np.concatenate([window.tokens for window in windows]),
         targets=np.concatenate([window.targets for window in windows]),
         weights=np.concatenate([window.weights for window in windows]),
-        positions=np.concatenate([np.arange(n, dtype=np.int64) for n in span_lengths]),
+        positions=np.concatenate([positions(n) for n in span_lengths]),
         spans=(0, *itertools.accumulate(span_lengths)),
     )
 

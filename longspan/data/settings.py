@@ -106,6 +106,9 @@ class MixPart(Settings):
 
     With `answers` the documents are conversations: whole ones are packed into the rows, none is cut, and only the
     tokens of answers are learnt.
+
+    With `reach` the positions of a document jump `pieces` - 1 times (once unless told) at random places, so that they
+    lie anywhere below `reach`, which is more than there are tokens: far positions at the price of short rows.
     """
 
     share: float = Field(gt=0.0, le=1.0)
@@ -118,9 +121,13 @@ class MixPart(Settings):
     most_tokens: int | None = Field(default=None, ge=1)
     borders: bool = True
     answers: bool = False
+    reach: int | None = Field(default=None, ge=2)
+    pieces: int | None = Field(default=None, ge=2, le=4096)
 
     @model_validator(mode="after")
     def _every_setting_works(self) -> Self:
+        if self.pieces is not None and self.reach is None:
+            raise ValueError("pieces without reach: positions jump only to reach farther")
         if self.most_tokens is not None and self.most_tokens < self.least_tokens:
             raise ValueError(f"no document has {self.least_tokens} and at most {self.most_tokens} tokens")
         if not self.borders and (self.answers or self.probe is not None):

@@ -63,7 +63,7 @@ class StageEngines:
     def __init__(self, job: Job, rows: Sequence[Slots]) -> None:
         self.plan = job.plans[0]  # of the stage at work
         self._chosen, self._folder, self._world = choices(job), job.folder.anchors, job.world
-        self._slots, self._tell = rows, job.observer.tell
+        self._slots, self._tell, self._stages = rows, job.observer.tell, job.round_stages
         if job.world is None:
             self.decoder = job.base()
             self.weights: Weights = Whole(self.decoder)
@@ -82,7 +82,7 @@ class StageEngines:
 
     def __call__(self, plan: StagePlan) -> Pass:
         """The pass of one stage."""
-        self.plan, choice = plan, self._chosen[plan.index]
+        self.plan, choice = plan, self._chosen[self._stages[plan.index]]
         if choice.keep == "everything":
             return plain_engine(self.decoder)(plan)
         self._host.reset()

@@ -115,6 +115,23 @@ def names_of(first: Path, second: Path) -> tuple[str, str]:
     return f"{stems[0]} (first)", f"{stems[1]} (second)"
 
 
+def short_differences(first: Path, second: Path) -> dict[str, tuple[float, float, float]]:
+    """Second minus first on the questions of short benchmarks that both answered, and its 95 % interval: of every
+    benchmark, and under the name `all` of all questions.
+
+    Raises `ValueError` when they share fewer than two questions of one.
+    """
+    sides: list[dict[str, dict[str, Group]]] = []
+    for path in (first, second):
+        found = _clusters(Rows(path))
+        sides.append({task: groups for (task, _), groups in found.items() if task.startswith("short/")})
+    every = [{key: group for groups in side.values() for key, group in groups.items()} for side in sides]
+    return {
+        **{task: paired(sides[0][task], sides[1][task]) for task in sides[0] if task in sides[1]},
+        "all": paired(*every),
+    }
+
+
 def changes(before: Path, after: Path) -> tuple[dict[str, Any], ...]:
     """What `compare` finds between the rows beside two evaluations; nothing where they share no two contexts."""
     rows = [path.with_suffix(".rows.jsonl") for path in (before, after)]

@@ -27,6 +27,11 @@ def read_seconds(shape: ModelShape, contexts: Counter[int], machine: Machine) ->
     )
 
 
+def reading(tasks: Sequence[Task], documents: Documents) -> Counter[int]:
+    """How many contexts of each length all tasks read together."""
+    return sum((Counter(task.contexts(documents)) for task in tasks), Counter[int]())
+
+
 def forecast(tasks: Sequence[Task], documents: Documents, shape: ModelShape, machine: Machine) -> list[str]:
     """The smallest difference of two models that each rate can show, rates of one size on a line, and the time."""
     alike: dict[tuple[int, int], list[str]] = {}
@@ -40,7 +45,7 @@ def forecast(tasks: Sequence[Task], documents: Documents, shape: ModelShape, mac
             f"{parts[0]}{more}: {questions:,} questions on {contexts:,} contexts show "
             f"{100 * min(1.0, detectable(worth)):.0f} points of difference or more"
         )
-    every = sum((Counter(task.contexts(documents)) for task in tasks), Counter[int]())
+    every = reading(tasks, documents)
     seconds = read_seconds(shape, every, machine)
     tokens = sum(length * count for length, count in every.items())
     lines.append(f"{tokens:,} tokens in {sum(every.values()):,} contexts: about {seconds:,.0f} s of reading")

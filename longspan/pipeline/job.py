@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -140,7 +140,7 @@ class Job:
                 steps=stage.steps,
                 rows_per_step=stage.rows_per_step,
                 learning_rate=stage.learning_rate,
-                frequencies=stage.rope.frequencies(base, stage.length),
+                frequencies=stage.rope.frequencies(base, stage.reach),
                 mesh=mesh,
             )
             for index, (stage, mesh) in enumerate(zip(self.recipe.stages, self.meshes, strict=True))
@@ -154,15 +154,38 @@ class Job:
         if not self.leads:  # another machine may have other memory
             return tuple(Mesh(**mesh) for mesh in json.loads(self.hear("meshes")))
         machine = machine_of(self.world, self.device, folder=self.folder.path)
-        choose = partial(automatic, self.recipe, self.start[0], self.world, machine)
-        found = meshes(self.recipe, ranks=self.world.launch.ranks, automatic=choose)
+        launch, device = self.world.launch, self.world.device
+        choose = partial(
+            automatic, self.recipe, self.start[0], machine, launch=(launch.ranks, launch.local_ranks), device=device
+        )
+        found = meshes(self.recipe, ranks=launch.ranks, automatic=choose)
         self.say("meshes", json.dumps([asdict(mesh) for mesh in found]))
         return found
 
+    def verdict(self, number: int) -> str | None:
+        """What the gate said after the stage trained as `number`, repeats counted; None before it has spoken."""
+        path = self.folder.gate(number)
+        return str(read_json(path, error=ConfigError, code="run.gate")["verdict"]) if path.exists() else None
+
+    @property
+    def round_stages(self) -> tuple[int, ...]:
+        """The stages in the order of training, each as often as its gate has sent it back, and once more."""
+        found: list[int] = []
+        for stage in range(len(self.recipe.stages)):
+            found.append(stage)
+            while self.verdict(len(found) - 1) == "repeat":
+                found.append(stage)
+        return tuple(found)
+
+    @property
+    def rounds(self) -> tuple[StagePlan, ...]:
+        """The plans of `round_stages`, each with its place there as index."""
+        return tuple(replace(self.plans[stage], index=number) for number, stage in enumerate(self.round_stages))
+
     @property
     def total_tokens(self) -> int:
-        """What the whole training will see."""
-        return sum(plan.steps * plan.tokens_per_step for plan in self.plans)
+        """What the whole training will see, as far as gates have spoken."""
+        return sum(plan.steps * plan.tokens_per_step for plan in self.rounds)
 
     @cached_property
     def base_identity(self) -> str:
@@ -272,7 +295,7 @@ class Job:
 
         Raises `ConfigError` when the checkpoint of the last step is lost.
         """
-        checkpoint, total = self.newest(), sum(plan.steps for plan in self.plans)
+        checkpoint, total = self.newest(), sum(plan.steps for plan in self.rounds)
         if checkpoint.progress.step != total:
             raise ConfigError(
                 "run.lost-checkpoint",

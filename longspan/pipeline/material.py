@@ -9,7 +9,7 @@ from longspan.utils.errors import ConfigError
 def material_of(job: Job) -> Material:
     """The material of the recipe's tasks. Raises `ConfigError` when there are tasks and no held-out text."""
     documents = job.stores().held_out
-    if job.recipe.eval.tasks and not len(documents):
+    if job.recipe.asked and not len(documents):
         raise ConfigError(
             "eval.no-text",
             "the evaluation needs held-out documents, and none is held out",

@@ -1,5 +1,6 @@
 """The ranks of a run, what a recipe's meshes are once they are counted, and the attention scheme of each mesh."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,13 +71,26 @@ def machine_of(world: World | None, device: torch.device, *, folder: Path) -> Ma
     return machine if world is None else machine.part(world.launch.local_ranks)
 
 
-def automatic(recipe: Recipe, shape: ModelShape, world: World, machine: Machine, stage: Stage) -> Mesh:
-    """The mesh of a stage that names none: rows apart while a row's share fits a rank, as the planner sees it."""
+def automatic(
+    recipe: Recipe,
+    shape: ModelShape,
+    machine: Machine,
+    stage: Stage,
+    *,
+    launch: tuple[int, int],
+    device: torch.device,
+) -> Mesh:
+    """The mesh of a stage that names none: rows apart while a row's share fits a rank, as the planner sees it.
+
+    `launch` counts ranks in all, and those of one node.
+    """
+    ranks, ranks_per_node = launch
 
     def fits(local_tokens: int) -> bool:
         context = -(-stage.length // local_tokens)
-        mesh = Mesh(shard=max(1, world.launch.ranks // context), ulysses=context)
-        work = workload(recipe, shape, world.device, rows=1, length=stage.length, mesh=mesh)
+        ulysses = math.gcd(context, shape.heads)
+        mesh = Mesh(shard=max(1, ranks // context), ring=context // ulysses, ulysses=ulysses)
+        work = workload(recipe, shape, device, rows=1, length=stage.length, mesh=mesh)
         try:
             choose(work, recipe.engine, machine)
         except LongspanError:
@@ -84,8 +98,8 @@ def automatic(recipe: Recipe, shape: ModelShape, world: World, machine: Machine,
         return True
 
     return choose_mesh(
-        ranks=world.launch.ranks,
-        ranks_per_node=world.launch.local_ranks,
+        ranks=ranks,
+        ranks_per_node=ranks_per_node,
         rows_per_step=stage.rows_per_step,
         length=stage.length,
         heads=shape.heads,

@@ -13,6 +13,7 @@ from longspan.data.settings import DataSettings, Mix, MixPart
 from longspan.engine.settings import EngineSettings
 from longspan.model.settings import LoraSettings
 from longspan.parallel.settings import MeshSettings, ParallelSettings
+from longspan.pipeline.gatesettings import Gate
 from longspan.pipeline.mistakes import explain
 from longspan.pipeline.source import read_source
 from longspan.rope.methods.searched import Searched
@@ -98,9 +99,10 @@ class ModelChoice(Settings):
 class Stage(Settings):
     """One stretch of training at one length. `tokens` is rounded down to whole steps of `batch_tokens`.
 
-    `rope` is the position method with which the model is trained at this `length`; `mix` says what the rows hold,
+    `rope` is the position method with which the model is trained at this `length`, or at the `reach` of the mix, where
+    that is more; `mix` says what the rows hold,
     `curriculum` which lengths they have when; `canaries` are pairs planted in them to prove what the model saw; `mesh`
-    spreads this stage in another way than the others.
+    spreads this stage in another way than the others; `gate` is what the model must show at its end.
     """
 
     length: Annotated[int, Field(ge=2)]
@@ -112,11 +114,17 @@ class Stage(Settings):
     mesh: MeshSettings | None = None
     curriculum: CurriculumChoice = Stages()
     canaries: CanarySettings | None = None
+    gate: Gate | None = None
 
     @property
     def rows_per_step(self) -> int:
         """Rows of `length` tokens that one optimizer step sees."""
         return self.batch_tokens // self.length
+
+    @property
+    def reach(self) -> int:
+        """How many positions the model is trained for: the length, or more where positions jump."""
+        return max(self.length, *(part.reach or 0 for part in self.mix))
 
     @property
     def steps(self) -> int:
@@ -135,9 +143,17 @@ class Stage(Settings):
         for part in self.mix:
             if part.length is not None and self.length % part.length:
                 raise ValueError(f"documents of {part.length} tokens do not fill rows of {self.length} in the mix")
+            if part.reach is not None and part.reach <= (part.length or self.length):
+                raise ValueError(f"reach {part.reach} of the mix is no more than the tokens of a document there")
+        if self.reach > self.length and not self.curriculum.keeps_positions:
+            raise ValueError(f"curriculum {self.curriculum.kind} counts positions anew: leave reach out of the mix")
         self.curriculum.check(length=self.length, mix=self.mix)
         if self.canaries is not None and any(part.probe is not None for part in self.mix):
             raise ValueError("canaries take no probes in the mix: they would be written over a probe's lines")
+        if self.canaries is not None and self.reach > self.length:
+            raise ValueError("canaries are planted at distances in tokens: leave reach out of the mix")
+        if self.canaries is not None and self.gate is not None and self.gate.repeats:
+            raise ValueError("canaries are planted so many times: a stage that has them is not repeated")
         return self
 
 
@@ -254,7 +270,13 @@ class Recipe(Settings):
             more["engine"] = {"lossy_anchors": True}
         for stage in value["stages"]:
             stage.pop("mesh")  # the same rows and losses on any
+            stage.pop("gate")  # its verdicts decide, and they lie in the run folder
         return {key: value[key] for key in ("seed", "model", "data", "stages")} | more | {"train": self.train.shaping}
+
+    @property
+    def asked(self) -> tuple[TaskChoice, ...]:
+        """All tasks, those of gates first."""
+        return (*(task for stage in self.stages if stage.gate for task in stage.gate.tasks), *self.eval.tasks)
 
     @property
     def filters(self) -> Any:
@@ -265,7 +287,8 @@ class Recipe(Settings):
     def check_paths(self) -> None:
         """Look whether everything that the recipe names exists, before long work.
 
-        Raises `ConfigError` that names the key and the path.
+        Texts may be missing where the output holds their tokens: a run folder is moved without them. Raises
+        `ConfigError` that names the key and the path.
         """
         model, tokenizer = self.model.folder, self.data.tokenizer
         if model is not None and not (model / "config.json").is_file():
@@ -274,7 +297,8 @@ class Recipe(Settings):
         if tokenizer is not None and not (tokenizer.is_file() or (tokenizer / "tokenizer.json").is_file()):
             raise _unusable("data.tokenizer", tokenizer, "does not exist", fix="name a tokenizer.json or its folder")
         for index, source in enumerate(self.data.sources):
-            if source.hub is None and source.stream is None and not source.path.exists():
+            elsewhere = source.hub is not None or source.stream is not None or (self.output / "tokens").is_dir()
+            if not elsewhere and not source.path.exists():
                 raise _unusable(f"data.sources.{index}.path", source.path, "does not exist", fix="check the path")
 
 

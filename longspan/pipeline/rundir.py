@@ -46,6 +46,7 @@ class RunFolder:
     checkpoints/           step-000123/ and latest.json
     metrics.jsonl          one line an optimizer step
     tracking/              the tracker's own files, and id.json, which tells this run from others of its name
+    gates/                 the verdict after each stage that has a gate, and a .rows.jsonl beside with every answer
     eval/                  before.json and after.json, and a .rows.jsonl beside each with every answer
     export/                the Hugging Face folder
     adapter/               the adapters alone, in PEFT's format, when the recipe asks for LoRA
@@ -87,6 +88,14 @@ class RunFolder:
     def insertions(self, stage: int) -> Path:
         """Where the insertion map of a stage lies."""
         return self.path / f"insertions-{stage}.jsonl"
+
+    def gate(self, number: int) -> Path:
+        """Where the verdict after the stage trained as `number`, repeats counted, lies."""
+        return self.path / "gates" / f"{number}.json"
+
+    def gate_rows(self, name: str) -> Path:
+        """Where the answers that a verdict rests on lie."""
+        return self.path / "gates" / f"{name}.rows.jsonl"
 
     def evaluation(self, name: str) -> Path:
         """Where the evaluation called `name` lies."""

@@ -2,33 +2,28 @@
 
 import math
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from longspan.data.build import build_stores
+from longspan.data.build import Stores, build_stores
 from longspan.data.hub import fetch_sources
 from longspan.data.tokenize import separator_id
-from longspan.engine.kept import Keep
 from longspan.eval.evaluate import check
-from longspan.eval.evaluate import evaluate as evaluate_decoder
 from longspan.model.decoder import Decoder
 from longspan.model.lora import merge_lora
 from longspan.model.peft import save_adapter
 from longspan.pipeline.canaryscores import canary_scores
 from longspan.pipeline.curation import curate
 from longspan.pipeline.engines import choices
-from longspan.pipeline.evalranks import answer, asking, spread_prefill
 from longspan.pipeline.evalrows import changes
+from longspan.pipeline.evaluating import answer_here, evaluated
 from longspan.pipeline.exportcheck import save_checked
 from longspan.pipeline.figures import summary
-from longspan.pipeline.forecast import forecast
+from longspan.pipeline.gates import gate_lines, train_through
 from longspan.pipeline.job import Job
-from longspan.pipeline.machine import probe
 from longspan.pipeline.material import material_of
-from longspan.pipeline.memory import memory_errors
 from longspan.pipeline.observer import SILENT, Observer, Stop, never
 from longspan.pipeline.prepared import (
     data_facts,
@@ -44,8 +39,7 @@ from longspan.pipeline.racing import compare as compare_settings
 from longspan.pipeline.recipe import Recipe
 from longspan.pipeline.rundir import versions
 from longspan.pipeline.searching import search as search_settings
-from longspan.pipeline.texts import chat_format, curate_inputs, make_tokenizer, texts
-from longspan.pipeline.training import train_here
+from longspan.pipeline.texts import chat_format, curate_inputs, make_tokenizer, only_tokens, texts
 from longspan.pipeline.verify import verify_here
 from longspan.records import Evaluation
 from longspan.report.heatmap import heatmaps_svg
@@ -53,7 +47,6 @@ from longspan.report.page import ReportData, write_report
 from longspan.train.metrics import read_metrics
 from longspan.utils.errors import ConfigError, LongspanError
 from longspan.utils.files import read_json, sha256, storage_errors, write_atomic, write_json
-from longspan.utils.values import canonical_sha256
 
 
 def run(recipe: Recipe, *, observer: Observer = SILENT, stop: Stop = never) -> dict[str, Any]:
@@ -184,7 +177,9 @@ def _prepare(job: Job) -> None:
     Raises `ConfigError` when there are checkpoints, and they are of other tokens.
     """
 
-    def work() -> None:
+    moved = only_tokens(job)
+
+    def build() -> None:
         tokenizer = make_tokenizer(job)
         stores = build_stores(
             job.folder.tokens,
@@ -197,6 +192,13 @@ def _prepare(job: Job) -> None:
         )
         for warning in (*set_aside(stores), *short_documents(job.recipe, stores)):
             job.observer.warn(warning)
+
+    def work() -> None:
+        if moved:
+            job.observer.tell("the texts are not here: their tokens in the run folder serve")
+            Stores.open(job.folder.tokens)  # every hash of them
+        else:
+            build()
         for index, rows in enumerate(stage_slots(job)):
             try:
                 rows.check()
@@ -204,21 +206,35 @@ def _prepare(job: Job) -> None:
                 if error.where.startswith("mix."):
                     error.where = f"recipe: stages.{index}.{error.where}"
                 raise
-        check(job.recipe.eval.tasks, material_of(job))
+        _check_tasks(job)
         write_json(job.folder.data, data_facts(job))
 
-    if any((source.stream or source.hub) and not source.path.exists() for source in job.recipe.data.sources):
-        job.observer.phase("load", skipped=False)
-    fetch_sources(job.recipe.data.sources, progress=lambda done, total: job.progress(done, total, "rows streamed"))
-    if job.recipe.data.curate is not None:
+    if not moved:
+        _load(job)
+    if job.recipe.data.curate is not None and not moved:
         _once(job, "curate", curate_inputs(job), lambda: curate(job), job.folder.curated / "manifest.json")
     _once(job, "prepare", job.prepare_inputs, work, job.folder.tokens, job.folder.tokenizer, job.folder.data)
     job.require_same()
 
 
+def _load(job: Job) -> None:
+    """Bring what sources name elsewhere."""
+    sources = job.recipe.data.sources
+    if any((source.stream or source.hub) and not source.path.exists() for source in sources):
+        job.observer.phase("load", skipped=False)
+    fetch_sources(sources, progress=lambda done, total: job.progress(done, total, "rows streamed"))
+
+
+def _check_tasks(job: Job) -> None:
+    """Try the tasks of the evaluation, and those of every gate, on the held-out texts."""
+    gates = [stage.gate.tasks for stage in job.recipe.stages if stage.gate is not None]
+    for tasks in (*gates, job.recipe.eval.tasks):
+        check(tasks, material_of(job))
+
+
 def _evaluate(job: Job, when: str) -> None:
     """One evaluation, resumable row by row; none without tasks, nor of random weights."""
-    path, fix = job.folder.evaluation(when), "use shorter lengths in eval.tasks, or a machine with more memory"
+    path = job.folder.evaluation(when)
     if not job.recipe.eval.tasks or (when == "before" and job.recipe.model.new is not None):
         job.say(when, "skip")
         return
@@ -227,25 +243,8 @@ def _evaluate(job: Job, when: str) -> None:
 
     def work() -> None:
         decoder, identity = (job.base(), job.base_identity) if when == "before" else job.trained()
-        material, keep = material_of(job), Keep(codes=job.recipe.eval.kept == "fp8")
-        far = spread_prefill(decoder, keep, job.world)
-        for line in forecast(
-            job.recipe.eval.tasks, material.documents, decoder.shape, probe(job.device, folder=job.folder.path)
-        ):
-            job.observer.tell(line)
-        with memory_errors(lambda: f"evaluation {when} training", fix=fix), asking(far, job.world, when):
-            found = evaluate_decoder(
-                decoder.eval(),
-                job.recipe.eval.tasks,
-                name=when,
-                material=material,
-                model_id=canonical_sha256([identity, asdict(decoder.frequencies)]),
-                rows_path=path.with_suffix(".rows.jsonl"),
-                progress=lambda done, total: job.progress(done, total, "tokens read"),
-                stop=job.stop,
-                keep=keep,
-                far=far,
-            )
+        rows_path = path.with_suffix(".rows.jsonl")
+        found = evaluated(job, decoder, identity, job.recipe.eval.tasks, topic=when, rows_path=rows_path)
         write_json(path, found.to_json())
 
     _once(job, when, inputs, work, path)
@@ -255,7 +254,7 @@ def _train(job: Job) -> None:
     """All stages, from the newest checkpoint on, on all ranks."""
     inputs = job.train_inputs
     job.say("train", "skip" if job.folder.done("train", inputs) else "go")
-    _once(job, "train", inputs, lambda: train_here(job, stage_slots(job)))
+    _once(job, "train", inputs, lambda: train_through(job))
 
 
 def follow(job: Job, *phases: str) -> dict[str, Any]:
@@ -264,10 +263,9 @@ def follow(job: Job, *phases: str) -> dict[str, Any]:
         if job.hear(phase) == "skip":
             continue
         if phase == "train":
-            train_here(job, stage_slots(job))
+            train_through(job)
             continue
-        decoder = (job.base() if phase == "before" else job.trained()[0]).eval()
-        answer(decoder, Keep(codes=job.recipe.eval.kept == "fp8"), job.world, phase)
+        answer_here(job, job.base() if phase == "before" else job.trained()[0], topic=phase)
     return {}
 
 
@@ -344,7 +342,7 @@ def _report(job: Job) -> dict[str, Any]:
     folder, (shape, frequencies) = job.folder, job.start
     parts = (folder.metrics, folder.evaluation("before"), folder.evaluation("after"), folder.proof, folder.race)
     proof = read_json(folder.proof) if folder.proof.exists() else {}
-    notes = notes_on_data(job)
+    notes = (*notes_on_data(job), *gate_lines(job))
 
     def work() -> None:
         before, after = _evaluation(job, "before"), _evaluation(job, "after")

@@ -12,13 +12,39 @@ from longspan.data.sources import Quarantine, read_documents
 from longspan.data.tokenize import END_OF_TEXT, load_tokenizer, train_tokenizer
 from longspan.model.folder import read_plain
 from longspan.pipeline.job import Job, seen_files
-from longspan.utils.files import write_atomic, write_json
+from longspan.utils.errors import ConfigError
+from longspan.utils.files import read_json, write_atomic, write_json
+from longspan.utils.values import canonical_sha256
 
 
 def texts(job: Job) -> DataSettings:
     """Where the documents are read from: the recipe's sources, or what its filters have kept of them."""
     data = job.recipe.data
     return data if data.curate is None else curated_settings(job.folder.curated, data)
+
+
+def only_tokens(job: Job) -> bool:
+    """Whether the run folder was moved here without the texts that its tokens were made from.
+
+    Raises `ConfigError` when these tokens are not of this recipe's data.
+    """
+    folder = job.folder
+    if all(source.path.exists() for source in job.recipe.data.sources) or not folder.tokens.exists():
+        return False
+    made = read_json(folder.data, error=ConfigError, code="run.data").get("made_as") if folder.data.exists() else None
+    if made != data_sha256(job):
+        raise ConfigError(
+            "run.texts-missing",
+            "the texts are not here, and the tokens in the run folder are of other sources, filters or held-out names",
+            where=str(folder.path),
+            fix="bring the texts, or run the recipe that the tokens were made with",
+        )
+    return True
+
+
+def data_sha256(job: Job) -> str:
+    """Hash of what a recipe says about its data, and of the model, whose tokenizer it is."""
+    return canonical_sha256([job.recipe.shaping["data"], job.recipe.filters, job.base_identity])
 
 
 def curate_inputs(job: Job) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, replace
 
+from longspan.utils.errors import ConfigError
+
 # Dense bf16 peaks in FLOP/s by a part of the device's name; the first that fits counts. Source: vendor's data sheets.
 PEAKS: tuple[tuple[str, float], ...] = (
     ("B200", 2250e12),
@@ -16,6 +18,8 @@ PEAKS: tuple[tuple[str, float], ...] = (
     ("A800", 312e12),
     ("L40S", 362e12),
 )
+# What a process finds free on a device of this name, in GiB. Source: one of each, and vendors' data sheets less 3 %.
+DEVICE_GIB = {"B200": 175, "H200": 139, "H100": 78, "A100": 77, "L40S": 43}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,3 +66,23 @@ class Machine:
 def peak_flops(device: str) -> float | None:
     """Dense bf16 peak of a device by its name, in FLOP/s; None when it is not known."""
     return next((peak for name, peak in PEAKS if name in device), None)
+
+
+def known_machine(name: str) -> Machine:
+    """One device of a known name, with as much of its host as is usual for each: 128 GiB of memory, 500 GiB of disk.
+
+    Raises `ConfigError` with the known names.
+    """
+    if name not in DEVICE_GIB:
+        raise ConfigError(
+            "plan.machine",
+            f"no machine {name!r} (have: {', '.join(DEVICE_GIB)})",
+            fix="choose one of these, or leave it out to plan for this machine",
+        )
+    return Machine(
+        device=name,
+        device_bytes=DEVICE_GIB[name] * 2**30,
+        host_bytes=128 * 2**30,
+        disk_bytes=500 * 2**30,
+        peak_flops=peak_flops(name),
+    )

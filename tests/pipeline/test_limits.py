@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from longspan import cli
-from longspan.pipeline import stages, training
+from longspan.pipeline import evaluating, stages, training
 from longspan.pipeline.recipe import Recipe
 from longspan.train.trackers.tensorboard import TensorBoard
 from longspan.utils.errors import ConfigError, DataError, Interrupted, LongspanError, ModelError, StorageError
@@ -84,7 +84,7 @@ def test_other_failures_stay_bugs_and_evaluation_tells_of_memory_too(
         raise errors.pop()
 
     errors: list[Exception] = [MemoryError("Unable to allocate 9 GiB"), RuntimeError("shapes do not fit")]
-    monkeypatch.setattr(stages, "evaluate_decoder", evaluate)
+    monkeypatch.setattr(evaluating, "evaluate", evaluate)
     with pytest.raises(RuntimeError, match="shapes do not fit"):
         stages.evaluate(recipe, "after")
     with pytest.raises(LongspanError) as caught:

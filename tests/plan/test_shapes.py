@@ -7,6 +7,8 @@ from longspan.utils.errors import ConfigError
 
 # From the model cards and the sizes of their safetensors files.
 PARAMETERS = {
+    "smollm2-135m": 134_515_008,
+    "qwen2.5-7b": 7_615_616_512,
     "llama3-8b": 8_030_261_248,
     "llama3-70b": 70_553_706_496,
     "llama3.2-1b": 1_235_814_400,

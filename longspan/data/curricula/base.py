@@ -75,6 +75,13 @@ class Slots(Protocol):
 class Curriculum(Settings, ABC):
     """Settings of one order of lengths."""
 
+    kind: str  # the name of the file
+
+    @property
+    def keeps_positions(self) -> bool:
+        """Whether the positions of the plain rows stay as they are, and may jump."""
+        return False
+
     def check(self, *, length: int, mix: Sequence[MixPart]) -> None:
         """Raise `ValueError` when a stage of this length and mix cannot follow this order."""
 

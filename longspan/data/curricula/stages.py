@@ -11,6 +11,11 @@ class Stages(Curriculum):
 
     kind: Literal["stages"] = "stages"
 
+    @property
+    def keeps_positions(self) -> bool:
+        """They do."""
+        return True
+
     def slots(self, text: StageText) -> Slots:
         """The plain rows."""
         return WindowedSlots(text, lambda _: text.length)

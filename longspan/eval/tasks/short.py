@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import Field
 
 from longspan.eval.desk import Desk, Material
-from longspan.eval.rows import Row
+from longspan.eval.rows import Row, ids_sha256
 from longspan.eval.tasks._benchmarks import Choice, Question, benchmark
 from longspan.eval.tasks.base import Findings, Task
 from longspan.eval.text import Documents
@@ -100,7 +100,7 @@ class Short(Task):
                 "model": desk.model_id,
                 "length": 0,
                 "cluster": f"{name}/{question.number}",
-                "context": desk.key("context", whole),
+                "context": ids_sha256(whole),
                 "spec": {
                     **self.spec(benchmark=name, index=index),
                     "seed": desk.material.seed,
