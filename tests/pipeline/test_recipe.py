@@ -119,5 +119,6 @@ def test_a_folder_is_no_recipe_and_size_is_limited(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "examples").glob("*.toml")), ids=lambda p: p.name)
 def test_every_example_is_a_recipe(path: Path) -> None:
     recipe = Recipe.read(path)
-    assert all(source.path.exists() for source in recipe.data.sources)
+    ours = [source.path for source in recipe.data.sources if path.parent in source.path.resolve().parents]
+    assert all(source.exists() for source in ours)  # others are fetched, or the reader's own
     assert all(stage.steps >= 1 for stage in recipe.stages)
