@@ -34,6 +34,7 @@ from longspan.parallel.weights import Weights, Whole, place_weights
 from longspan.pipeline.bench import step_of, updater_of, weight_dtype, workload_of
 from longspan.pipeline.benchline import BenchLine, today
 from longspan.pipeline.benchparts import (
+    Skipped,
     all_versions,
     hardware,
     model_of,
@@ -136,10 +137,11 @@ def build(settings: BenchSettings, plan: Plan, ranks: Ranks, device: torch.devic
     """Decoder, scheme, weights, engine and updater of this rank."""
     dtype = weight_dtype(settings, device)
     decoder = random_decoder(plan.work.shape, frequencies, device=device, dtype=dtype, seed=settings.seed)
-    scheme: Scheme = Local(merge=pointwise.merge_)
+    kernel = Skipped() if settings.skip_attention_compute else None
+    scheme: Scheme = Local(kernel=kernel, merge=pointwise.merge_)
     weights: Weights = Whole(decoder)
     if ranks.world is not None:
-        scheme = scheme_of(ranks.mesh, ranks.world, plan.choice)
+        scheme = scheme_of(ranks.mesh, ranks.world, plan.choice, kernel=kernel)
         kept = compute_dtype(decoder)
         weights = place_weights(decoder, decoder.parts, world=ranks.world, mesh=ranks.mesh, dtype=kept)
     updater = updater_of(decoder, settings, weights)
@@ -195,7 +197,7 @@ def warm_up(
     if not settings.warmup_tokens:
         return
     step(batch_of(min(settings.warmup_tokens, settings.tokens), plan, settings, device))
-    if device.type == "cuda":
+    if device.type == "cuda" and not settings.skip_attention_compute:
         warm_attention(
             scheme,
             plan.work.shape,
@@ -296,9 +298,10 @@ def line_of(
     count = work.mesh.ranks
     flops = model_flops(work.shape, (settings.tokens,)) / count
     run = hardware_flops(work.shape, (settings.tokens,), choice) / count
-    peak = plan.machine.peak_flops
+    skipped = settings.skip_attention_compute
+    peak = None if skipped else plan.machine.peak_flops
     return BenchLine(
-        name="longspan",
+        name="longspan, attention skipped" if skipped else "longspan",
         shape=settings.shape,
         tokens=settings.tokens,
         layers=work.shape.layers,
@@ -315,7 +318,7 @@ def line_of(
         host_peak_bytes=numbers.host,
         stall_share=numbers.stall,
         step_seconds=numbers.seconds,
-        skipped_attention=False,
+        skipped_attention=skipped,
         command=" ".join(["benchmarks/parallel_engine.py", *sys.argv[1:]]),
         hardware=hardware(device),
         versions=all_versions(),

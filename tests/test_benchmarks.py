@@ -9,12 +9,18 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+from longspan.model.decoder import Decoder
+from longspan.model.weights import save
 from longspan.pipeline.benchline import KEYS
+from longspan.plan.shapes import named_shape
+from longspan.rope.frequencies import RopeBase
+from longspan.rope.methods.default import Default
 
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
@@ -32,15 +38,16 @@ def cells(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module("cells", monkeypatch)
 
 
-def run(*words: str) -> subprocess.CompletedProcess[str]:
+def run(*words: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, *words], capture_output=True, text=True, timeout=120, cwd=ROOT, env=ONE_THREAD
+        [sys.executable, *words], capture_output=True, text=True, timeout=timeout, cwd=ROOT, env=ONE_THREAD
     )
 
 
-@pytest.mark.parametrize("name", ["engine_gpu", "parallel_gpu"])
+@pytest.mark.parametrize("name", ["engine_gpu", "parallel_gpu", "eight_gpus"])
 def test_cells_have_names_of_their_own_and_fit_into_one_command(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = module(name, monkeypatch).CELLS
+    program = module(name, monkeypatch)
+    found = program.cells(8) if name == "eight_gpus" else program.CELLS
     names = [cell.name for cell in found]
     assert len(set(names)) == len(names)
     assert all(cell.seconds < 540 for cell in found)
@@ -117,6 +124,30 @@ def test_ranks_tell_their_share_of_one_device(tmp_path: Path) -> None:
     wanted = two["tokens_per_second_per_gpu"] / alone["tokens_per_second"]
     assert two["share_of_single_gpu"] == pytest.approx(wanted)
     assert run(*words).stdout.count("# there already") == 2
+
+
+@pytest.mark.slow
+def test_eight_ranks_of_any_scheme_make_the_same_step(tmp_path: Path) -> None:
+    """Whole steps of the program for eight GPUs, on eight processes; its filled cells tell that they are."""
+    shape = replace(named_shape("tiny"), heads=8, kv_heads=2, head_dim=8)
+    frequencies = Default().frequencies(RopeBase(rotary_dim=8, theta=1e4, trained_length=512), 512)
+    decoder = Decoder(shape, frequencies)
+    decoder.initialise(0)
+    save(decoder, tmp_path / "model")
+    results = tmp_path / "lines.jsonl"
+    words = [str(BENCHMARKS / "eight_gpus.py"), "--results", str(results), "--commit", "abc", "--hardware", "none"]
+    words += ["--only", "128K x 32 (ulysses|grid|ring)|2048K x 32", "--seconds", "2000", "--more"]
+    words += [f"--device cpu --shape {tmp_path / 'model'} --tokens 200 --layers 2 --optimizer adamw --steps 2"]
+    done = run(*words, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    *steps, filled = [json.loads(text) for text in results.read_text().splitlines()]
+    assert [line["scheme"] for line in steps] == ["ulysses", "grid", "ring"]
+    assert [line["mesh"]["ring"] for line in steps] == [1, 2, 8]
+    for line in steps[1:]:
+        assert line["losses"] == pytest.approx(steps[0]["losses"], rel=1e-5)
+    assert filled["skipped_attention"] is True
+    assert (filled["causal_mfu"], filled["keep"]) == (None, "inputs")
+    assert filled["losses"] != pytest.approx(steps[0]["losses"], rel=1e-5)
 
 
 def test_a_cell_that_is_stopped_leaves_no_rank_behind(cells: ModuleType, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from longspan.model.settings import LoraSettings
 from longspan.parallel.weights import Weights
 from longspan.pipeline.benchline import BenchLine, today
 from longspan.pipeline.benchparts import (
-    SkippedAttention,
+    Skipped,
     all_versions,
     hardware,
     model_of,
@@ -141,7 +141,7 @@ class _Bench:
                 return total
 
             return run
-        scheme = SkippedAttention() if self._settings.skip_attention_compute else None
+        scheme = Local(kernel=Skipped()) if self._settings.skip_attention_compute else None
         engine = Engine(decoder, choice, tokens=self._plan.work.tokens, folder=self._settings.anchors, scheme=scheme)
         engine.store.measure = self._device.type == "cuda"
         engine.mark = self._mark

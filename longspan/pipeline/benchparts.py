@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from longspan.attention.documents import runs_of
+from longspan.attention.functional import Kernel, Need
 from longspan.attention.layout import tokens_of
 from longspan.attention.schemes.base import Scheme
 from longspan.batch import Batch
@@ -23,12 +24,18 @@ from longspan.shape import ModelShape
 THETA = 500_000.0  # of named shapes; a folder has its own
 
 
-class SkippedAttention(Scheme):
+class Skipped(Kernel):
     """No attention at all: results of the right shapes, so that buffers, copies and linears can be tried alone."""
+
+    name = "skipped"
+
+    def reason_against(self, need: Need) -> str | None:  # noqa: ARG002
+        """It serves everything, and is right about nothing: it is only ever forced."""
+        return None
 
     def forward(self, q: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """q in place of attention's output."""
-        return q.clone(), torch.zeros(q.shape[:2], device=q.device, dtype=torch.promote_types(q.dtype, torch.float32))
+        return q.clone(), torch.zeros(q.shape[:3], device=q.device, dtype=torch.promote_types(q.dtype, torch.float32))
 
     def backward(self, do: Tensor, *tensors: Any, **_: Any) -> tuple[Tensor, Tensor, Tensor]:
         """The gradient of the output for q, nothing for k and v."""

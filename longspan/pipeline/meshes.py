@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from longspan.attention.functional import Kernel
 from longspan.attention.schemes.base import Scheme
 from longspan.attention.schemes.grid import ACROSS, Grid
 from longspan.attention.schemes.local import Local
@@ -108,9 +109,9 @@ def automatic(
     )
 
 
-def scheme_of(mesh: Mesh, world: World, choice: EngineChoice) -> Scheme:
-    """How the ranks that share a row attend together. Every rank calls this."""
-    axes, local = world.axes(mesh), Local(merge=pointwise.merge_)
+def scheme_of(mesh: Mesh, world: World, choice: EngineChoice, *, kernel: Kernel | None = None) -> Scheme:
+    """How the ranks that share a row attend together. Every rank calls this. `kernel` forces one for everything."""
+    axes, local = world.axes(mesh), Local(kernel=kernel, merge=pointwise.merge_)
     ring, ulysses = axes["ring"], axes["ulysses"]
     if mesh.ulysses == 1:
         return ACROSS[mesh.across](ring=ring, local=local) if mesh.ring > 1 else local

@@ -9,8 +9,9 @@ import torch
 from pydantic import ValidationError
 
 from longspan import cli
+from longspan.attention.schemes.local import Local
 from longspan.pipeline import bench, benchline
-from longspan.pipeline.benchparts import SkippedAttention, random_batch, random_decoder
+from longspan.pipeline.benchparts import Skipped, random_batch, random_decoder
 from longspan.pipeline.benchsettings import BenchSettings
 from longspan.plan.shapes import named_shape
 from longspan.rope.frequencies import RopeBase
@@ -59,12 +60,13 @@ def test_attention_can_be_skipped_and_is_labelled() -> None:
     assert line["causal_mfu"] is line["hfu"] is None
 
 
-def test_skipped_attention_has_the_shapes_of_attention() -> None:
+@pytest.mark.parametrize("runs", [((0, 6),), ((0, 4), (4, 6))])
+def test_skipped_attention_has_the_shapes_of_attention(runs: tuple[tuple[int, int], ...]) -> None:
     q, k = torch.ones(4, 6, 8), torch.ones(2, 6, 8)
-    scheme = SkippedAttention()
-    o, lse = scheme.forward(q, k, k, runs=((0, 6),), window=None)
+    scheme = Local(kernel=Skipped())
+    o, lse = scheme.forward(q, k, k, runs=runs, window=None)
     assert (o.shape, lse.shape, lse.dtype) == (q.shape, (4, 6), torch.float32)
-    dq, dk, dv = scheme.backward(q, q, k, k, o, lse, runs=((0, 6),), window=None)
+    dq, dk, dv = scheme.backward(q, q, k, k, o, lse, runs=runs, window=None)
     assert (dq.shape, dk.shape, dv.shape) == (q.shape, k.shape, k.shape)
 
 
