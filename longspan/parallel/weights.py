@@ -23,6 +23,10 @@ from longspan.parallel.pulse import Progress
 Fill = Callable[[nn.Module], None]
 
 
+def _there_already(part: nn.Module) -> None:
+    """Nothing to fill."""
+
+
 class Weights(ABC):
     """The parameters of a module, as one rank keeps them. `kept` holds those by name: plain, and of this rank alone."""
 
@@ -141,7 +145,7 @@ class Shards(Weights):
         world: World,
         mesh: Mesh,
         dtype: torch.dtype | None,
-        fill: Fill,
+        fill: Fill = _there_already,
     ) -> None:
         super().__init__(module, world.progress)
         ranks = mesh.shard * mesh.context
@@ -225,10 +229,6 @@ class Shards(Weights):
         """Ranks have equally many rows, the last ones what is left."""
         rows = self._tensors[name].shape[0]
         return min(rows, self._rows.rank * -(-rows // self._rows.size))
-
-
-def _there_already(part: nn.Module) -> None:
-    """Nothing to fill."""
 
 
 def _is_norm(unit: nn.Module) -> bool:
