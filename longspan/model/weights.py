@@ -46,7 +46,7 @@ def load(folder: Path | str, *, device: torch.device | str = "cpu", dtype: torch
     decoder.to(dtype)
     decoder.source, decoder.config = folder.resolve(), config
     if torch.device(device).type != "meta":  # which has sizes and no values
-        Unread(decoder, device=device).fill(decoder)
+        Unread(decoder, folder, device=device).fill(decoder)
     return decoder
 
 
@@ -56,11 +56,13 @@ class Unread:
     So a rank that keeps some rows of every part never holds the whole model.
     """
 
-    def __init__(self, decoder: Decoder, *, device: torch.device | str) -> None:
-        """`decoder` is as `load` gave it, adapters put onto it or not; `device` is where weights are wanted."""
-        assert decoder.source is not None, "a loaded decoder knows its folder"
+    def __init__(self, decoder: Decoder, folder: Path | str, *, device: torch.device | str) -> None:
+        """`decoder` is as `load` gave it, adapters put onto it or not; `device` is where weights are wanted.
+
+        `folder` is the one it was loaded from: `decoder.source` may name another, whose tokenizer it travels with.
+        """
         family = family_of(decoder.config)
-        self._names, self._entries = family.names(decoder.shape), find_tensors(decoder.source)
+        self._names, self._entries = family.names(decoder.shape), find_tensors(Path(folder))
         self._places = {id(module): name for name, module in decoder.named_modules()}
         self._device = device
 

@@ -74,9 +74,9 @@ class StageEngines:
 
     def _placed(self, job: Job, world: World) -> tuple[Decoder, Weights]:
         """The decoder over the ranks. Out of a folder every rank reads one part at a time, and keeps its rows of it."""
-        unread = job.recipe.model.folder is not None
-        decoder = job.base(unread=unread)
-        fill = {"fill": Unread(decoder, device=world.device).fill} if unread else {}
+        model = job.recipe.model.folder
+        decoder = job.base(unread=model is not None)
+        fill = {} if model is None else {"fill": Unread(decoder, model, device=world.device).fill}
         dtype = compute_dtype(decoder, world.device)
         return decoder, place_weights(decoder, decoder.parts, world=world, mesh=self.plan.mesh, dtype=dtype, **fill)
 

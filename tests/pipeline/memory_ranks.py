@@ -59,7 +59,7 @@ def unread_weights(world, folder, mesh, lora):
     if lora is not None:
         add_lora(decoder, lora, 3)
     with LiveBytes() as live:
-        fill = Unread(decoder, device=world.device).fill
+        fill = Unread(decoder, folder, device=world.device).fill
         weights = place_weights(decoder, decoder.parts, world=world, mesh=mesh, dtype=None, fill=fill)
     rows = {name: (weights.first_row(name), kept.detach().clone()) for name, kept in weights.kept.items()}
     trained = [name for name, kept in weights.kept.items() if kept.requires_grad]
