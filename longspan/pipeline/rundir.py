@@ -150,7 +150,8 @@ class RunFolder:
                     fix="change them back, or give this recipe another output",
                 )
             if differing:  # a first attempt that came to nothing: what it measured must not pass for this recipe's
-                for stale in (self.metrics, self.evaluation("before"), self.evaluation("after")):
+                verdicts = self.gate(0).parent.glob("*.json")
+                for stale in (self.metrics, self.evaluation("before"), self.evaluation("after"), *verdicts):
                     with storage_errors(stale):
                         stale.unlink(missing_ok=True)
         write_json(self.recipe, recipe.plain())

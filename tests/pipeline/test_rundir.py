@@ -31,9 +31,10 @@ def test_another_recipe_is_refused_with_its_differences(micro: Path) -> None:
 
 def test_a_corrected_recipe_takes_over_what_holds_no_checkpoint(micro: Path) -> None:
     folder = RunFolder(Recipe.read(micro).output)
-    stale = (folder.metrics, folder.evaluation("before"), folder.evaluation("after"))
+    stale = (folder.metrics, folder.evaluation("before"), folder.evaluation("after"), folder.gate(0), folder.gate(1))
     with folder.opened(Recipe.read(micro)):
-        folder.evaluation("before").parent.mkdir()
+        for path in (folder.evaluation("before"), folder.gate(0)):
+            path.parent.mkdir()
         for path in stale:
             path.write_text("of the first attempt")
     with folder.opened(Recipe.read(micro)):
