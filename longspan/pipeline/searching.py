@@ -168,7 +168,7 @@ class Searcher:
 
 
 def search(job: Job) -> dict[str, Any]:
-    """Search settings for the recipe's length with its strategy; they are written to search/found.json.
+    """Search settings for the length that a recipe reaches with its strategy; they are written to search/found.json.
 
     The recipe's seed draws texts and random numbers. The answer holds the path and the settings, ready for a stage's
     `rope`. Raises `ConfigError` when the length is no longer than the model's, `DataError` without long texts.
@@ -176,7 +176,7 @@ def search(job: Job) -> dict[str, Any]:
     searcher = Searcher(job)
     settings = searcher.settings
     settings.strategy.require()
-    space, seed = searcher.space(settings.length or job.recipe.stages[-1].length), job.recipe.seed
+    space, seed = searcher.space(settings.length or job.recipe.stages[-1].reach), job.recipe.seed
     length = space.length
     job.observer.phase(f"search at {length:,} tokens", skipped=False)
     judge = searcher.judge(length, seed)
@@ -207,7 +207,9 @@ def _ship(searcher: Searcher, space: Space, outcome: Outcome) -> Path:
     decoder.frequencies = space.served(outcome.found.method)
     with storage_errors(fresh):
         shutil.rmtree(fresh, ignore_errors=True)
-    save_checked(decoder, fresh, job.recipe.export, warn=job.observer.warn)
+    # A window_result is of another search, for the model that is trained.
+    export = job.recipe.export.model_copy(update={"window_result": None})
+    save_checked(decoder, fresh, export, warn=job.observer.warn)
     with storage_errors(final):
         shutil.rmtree(final, ignore_errors=True)
         fresh.rename(final)

@@ -73,7 +73,7 @@ class Compare(Settings):
 
 
 class SearchSettings(Settings):
-    """How settings are searched for `length` tokens, null the last stage's, on documents of the training texts.
+    """How settings are searched for `length` tokens, null as far as the last stage reaches, on training texts.
 
     `measure` says what candidates are judged by: "perplexity", the loss of all tokens, or "needle", the loss of the
     answers about `needles` planted lines. Strategies explore on one sheet: with `explore` "skip" that is `skip_rows`

@@ -287,7 +287,8 @@ def test_a_window_is_shipped_on_request_only(hunt, capsys):
     stages.search(Recipe.read(hunt), race=False)
     window = 'window = true\nexport = true\nstrategy = { kind = "structured", family = "window", evaluations = 4 }'
     for asked in (False, True):
-        from_export(hunt, strategy=window, more=f"[export]\nmixed_window = {str(asked).lower()}\n")
+        other = 'window_result = "other.json"\n' if asked else ""  # for the model that is trained: not for this one
+        from_export(hunt, strategy=window, more=f"[export]\nmixed_window = {str(asked).lower()}\n{other}")
         assert cli.main(["search", str(hunt.parent / "next.toml")]) == 0
         assert ("KV cache is invalid" in capsys.readouterr().err) == asked
         found = load(hunt.parent / "next" / "search" / "export").frequencies
@@ -308,6 +309,8 @@ def test_what_a_search_refuses(hunt, tmp_path):
     window = 'window = true\nstrategy = { kind = "structured", family = "window" }'
     refused('strategy = { kind = "line", evaluations = 5 }', window, ConfigError, "search.no-window")
     refused("[search]\n", "[search]\nlength = 100_000\n", DataError, "search.document-short")
+    reach = 'rope = { kind = "yarn" }\nmix = [{ share = 1.0, reach = 100_000 }]\n'  # what a stage's rope is made for
+    refused('rope = { kind = "yarn" }\n[', f"{reach}[", DataError, "search.document-short")
     refused("[2, 1], [1, 2]", "[2, 1], [1, 99]", DataError, "search.few-texts")
     refused("factors = [1.25]", "factors = [90]", DataError, "search.document-short", race=True)
     assert not (hunt.parent / "run" / "search").exists()  # nothing was measured before
