@@ -10,6 +10,7 @@ from pydantic import Field
 from longspan.config import Settings
 from longspan.pipeline.evalrows import short_differences
 from longspan.pipeline.figures import nll_by_position
+from longspan.pipeline.gates import gate_lines
 from longspan.pipeline.recipe import Recipe
 from longspan.pipeline.rundir import RunFolder
 from longspan.records import Evaluation
@@ -77,7 +78,7 @@ def write_evidence(
         files = {name: what for name, what in COPIED.items() if (run / name).exists()}
         for name in files:
             shutil.copyfile(run / name, folder / name)
-        for path in sorted((run / "gates").glob("*.json")):
+        for path in place.verdicts():
             shutil.copyfile(path, folder / f"gate-{path.name}")
             files[f"gate-{path.name}"] = "the verdict of a gate"
     write_json(folder / "summary.json", summary)
@@ -87,7 +88,7 @@ def write_evidence(
         metrics=metrics,
         summary=summary,
         cost=cost,
-        notes=_notes(run, recipe),
+        notes=_notes(place, recipe),
         versions=read_json(place.versions, error=ConfigError, code="evidence.versions"),
         files={"summary.json": "the figures", **files},
         seed=recipe.seed,
@@ -155,16 +156,11 @@ def _cost(place: RunFolder, prices: Prices, *, tokens: int) -> dict[str, Any]:
     }
 
 
-def _notes(run: Path, recipe: Recipe) -> tuple[str, ...]:
-    notes = [
+def _notes(place: RunFolder, recipe: Recipe) -> tuple[str, ...]:
+    stages = (
         f"stage {n}: rows of {s.length:,} tokens, positions up to {s.reach:,}" for n, s in enumerate(recipe.stages)
-    ]
-    for path in sorted((run / "gates").glob("*.json")):
-        known = read_json(path, error=ConfigError, code="run.gate")
-        notes.append(
-            f"gate after stage {known['stage']}, try {known['try']}: {known['verdict']}; {'; '.join(known['findings'])}"
-        )
-    return tuple(notes)
+    )
+    return (*stages, *gate_lines(place))
 
 
 def _evaluation(path: Path, name: str) -> Evaluation:

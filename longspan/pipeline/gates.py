@@ -11,6 +11,7 @@ from longspan.pipeline.evalrows import short_differences
 from longspan.pipeline.evaluating import answer_here, evaluated
 from longspan.pipeline.gatesettings import Gate
 from longspan.pipeline.job import Job
+from longspan.pipeline.rundir import RunFolder
 from longspan.pipeline.training import train_here
 from longspan.records import Evaluation
 from longspan.utils.errors import ConfigError, LongspanError
@@ -144,17 +145,12 @@ def short_mean(evaluation: Evaluation) -> float:
     return math.fsum(values) / len(values)
 
 
-def gate_lines(job: Job) -> list[str]:
+def gate_lines(folder: RunFolder) -> list[str]:
     """The verdicts so far, a line each, for a report."""
-    found = []
-    for number, stage in enumerate(job.round_stages):
-        path = job.folder.gate(number)
-        if path.exists():
-            known = read_json(path, error=ConfigError, code="run.gate")
-            found.append(
-                f"gate after stage {stage}, try {known['try']}: {known['verdict']}; {'; '.join(known['findings'])}"
-            )
-    return found
+    return [
+        f"gate after stage {known['stage']}, try {known['try']}: {known['verdict']}; {'; '.join(known['findings'])}"
+        for known in (read_json(path, error=ConfigError, code="run.gate") for path in folder.verdicts())
+    ]
 
 
 def _stopped(stage: int, why: str) -> LongspanError:

@@ -93,6 +93,10 @@ class RunFolder:
         """Where the verdict after the stage trained as `number`, repeats counted, lies."""
         return self.path / "gates" / f"{number}.json"
 
+    def verdicts(self) -> list[Path]:
+        """The verdicts of gates that there are, in the order of training."""
+        return sorted((self.path / "gates").glob("*.json"), key=lambda path: int(path.stem))
+
     def gate_rows(self, name: str) -> Path:
         """Where the answers that a verdict rests on lie."""
         return self.path / "gates" / f"{name}.rows.jsonl"
@@ -150,8 +154,8 @@ class RunFolder:
                     fix="change them back, or give this recipe another output",
                 )
             if differing:  # a first attempt that came to nothing: what it measured must not pass for this recipe's
-                verdicts = self.gate(0).parent.glob("*.json")
-                for stale in (self.metrics, self.evaluation("before"), self.evaluation("after"), *verdicts):
+                evaluations = self.evaluation("before"), self.evaluation("after")
+                for stale in (self.metrics, *evaluations, *self.verdicts()):
                     with storage_errors(stale):
                         stale.unlink(missing_ok=True)
         write_json(self.recipe, recipe.plain())

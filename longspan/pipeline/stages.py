@@ -342,7 +342,7 @@ def _report(job: Job) -> dict[str, Any]:
     folder, (shape, frequencies) = job.folder, job.start
     parts = (folder.metrics, folder.evaluation("before"), folder.evaluation("after"), folder.proof, folder.race)
     proof = read_json(folder.proof) if folder.proof.exists() else {}
-    notes = (*notes_on_data(job), *gate_lines(job))
+    notes = (*notes_on_data(job), *gate_lines(folder))
 
     def work() -> None:
         before, after = _evaluation(job, "before"), _evaluation(job, "after")
@@ -353,12 +353,12 @@ def _report(job: Job) -> dict[str, Any]:
             "parameters": shape.parameters,
             "layers": shape.layers,
             "trained_length": frequencies.length,
-            "length": job.plans[-1].length,
+            "length": job.recipe.stages[-1].reach,
         }
         page = ReportData(
             title=job.recipe.name,
             trained_length=frequencies.length,
-            length=job.plans[-1].length,
+            length=job.recipe.stages[-1].reach,
             recipe=job.recipe.plain(),
             metrics=tuple(read_metrics(folder.metrics)),
             before=before,

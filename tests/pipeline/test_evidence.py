@@ -61,6 +61,8 @@ def run(micro: Path, tmp_path: Path) -> Path:
     place.gate(0).parent.mkdir()
     verdict = {"stage": 0, "try": 1, "verdict": "go", "findings": ["needle at 64: 9 of 9"], "failed": []}
     write_json(place.gate(0), verdict)
+    for number in (2, 10):
+        write_json(place.gate(number), verdict | {"stage": number})
     for phase, seconds in {"train": 1800.0, "after": 600.0, "prepare": 77.0}.items():
         write_json(place.path / "done" / f"{phase}.json", {"inputs": "x", "seconds": seconds, "done": True})
     metrics = MetricsFile(place.metrics)
@@ -115,6 +117,7 @@ def test_every_figure_is_the_one_worked_out_by_hand(run: Path, tmp_path: Path) -
     assert "| 8K | 3 % (3/100; 1–9) | 99 % (99/100; 94–100) | 3 % (3/100; 1–9) |" in page
     assert "| a | 75.0% | 70.0% | -5.0% |" in page
     assert "gate after stage 0, try 1: go; needle at 64: 9 of 9" in page
+    assert page.index("gate after stage 2,") < page.index("gate after stage 10,")
     assert "-0.500 (not there: -3.000)" in page
     assert {"summary.json", "gate-0.json", "recipe.json", "versions.json", "metrics.jsonl"} <= {
         path.name for path in to.iterdir()

@@ -96,16 +96,18 @@ def _extends_what_was_exported(micro: Path, model: Path) -> None:
     value = tomllib.loads(micro.read_text())
     value |= {"model": {"folder": str(model)}, "output": "longer", "stages": value["stages"][1:]}
     value["stages"][0] |= {"length": 256, "rope": {"kind": "theta_law"}}
+    value["stages"][0]["mix"][0]["reach"] = 512
     value["export"] = {"dtype": "bfloat16"}
     recipe, listener = Recipe.from_plain(value, folder=micro.parent, where="test"), Silent()
     result = stages.run(recipe, observer=listener)
     assert listener.phases["before"] is False
     assert result["needle_before"].keys() == result["needle_after"].keys() == {"128"}
-    assert result["start"]["trained_length"] == 128
+    assert (result["start"]["trained_length"], result["start"]["length"]) == (128, 512)
+    assert "Taken from 128 to 512 tokens" in (micro.parent / "longer" / "report.html").read_text()
     assert result["export_max_logit_diff"] <= 1e-3
     export = micro.parent / "longer" / "export"
     assert (export / "tokenizer.json").read_bytes() == (model / "tokenizer.json").read_bytes()
-    assert json.loads((export / "config.json").read_text())["max_position_embeddings"] == 256
+    assert json.loads((export / "config.json").read_text())["max_position_embeddings"] == 512
     assert {tensor.dtype for tensor in _weights(micro.parent / "longer").values()} == {torch.bfloat16}
     _refused_when_truncated(recipe, model)
     # The evaluation alone, and the export alone, find everything done.
