@@ -135,7 +135,7 @@ def _dispatch(verb: str, words: list[str], *, as_json: bool) -> tuple[int, dict[
     }
     if verb == "export" and words[:1] == ["--check"]:
         return _check_export(words[1:], as_json)
-    if verb == "search" and "--page" in words:
+    if verb == "search" and any(word.partition("=")[0] == "--page" for word in words):
         return _race_page(words, as_json)
     if verb not in verbs:
         raise ConfigError("cli.verb", f"no verb {verb!r}", where="longspan", fix=_choose(verb, list(verbs)))

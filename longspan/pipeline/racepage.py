@@ -7,6 +7,7 @@ from typing import Any
 
 from longspan.pipeline.recipe import Recipe
 from longspan.pipeline.rundir import RunFolder
+from longspan.pipeline.words import taken
 from longspan.report.race import race_svg, read_race
 from longspan.report.racepage import race_page
 from longspan.utils.errors import ConfigError
@@ -34,12 +35,10 @@ def write_race(folder: Path, details: dict[str, Any]) -> None:
 
 def page_words(words: Sequence[str], *, usage: str) -> tuple[Path, Path, list[str]]:
     """The recipe, the folder that --page names, and the overrides. Raises `ConfigError` when one is missing."""
-    at, rest = words.index("--page"), list(words)
-    if at == 0 or at + 1 == len(words):
-        raise ConfigError("cli.usage", "--page needs a recipe and a folder", where=usage, fix="RECIPE --page FOLDER")
-    folder = rest[at + 1]
-    del rest[at : at + 2]
-    return Path(rest[0]), Path(folder), rest[1:]
+    given, rest = taken(list(words), ("--page",), usage=usage)
+    if not rest or rest[0].startswith("-"):
+        raise ConfigError("cli.usage", "--page needs a recipe", where=usage, fix="RECIPE --page FOLDER")
+    return Path(rest[0]), Path(given["--page"]), rest[1:]
 
 
 def write_page(recipe: Recipe, folder: Path, *, path: Path, words: Sequence[str]) -> dict[str, Any]:

@@ -1,11 +1,12 @@
 """A race of position settings as a page of Markdown: what was run, every number, and what the numbers say."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
 from longspan.report import numbers
+from longspan.report.tables import markdown
 from longspan.utils.spread import table_interval
 
 CHEAP, DEAR = "structured", "evolution"  # the few-number search, and the published one that it is to save
@@ -60,9 +61,9 @@ def _factor(factor: str, found: Mapping[str, Any]) -> list[str]:
     return [
         f"## {factor} × = {numbers.count(found['length'])} tokens",
         f"{texts}, {first['seeds']} seeds. Rank correlation of the cheap sheet with a whole text: {alike}.",
-        _table(["method", "loss", "against", "needles", "evaluations", "seconds"], cells),
+        markdown(["method", "loss", "against", "needles", "evaluations", "seconds"], cells),
         "Perplexity by position:",
-        _table(["method", *heads], [[name, *map(_perplexity, value["nll_by_bin"])] for name, value in curves]),
+        markdown(["method", *heads], [[name, *map(_perplexity, value["nll_by_bin"])] for name, value in curves]),
     ]
 
 
@@ -116,8 +117,3 @@ def _perplexity(nll: float) -> str:
 
 def _place(low: int, high: int) -> str:
     return f"{numbers.length(low)}{numbers.DASH}{numbers.length(high)}"
-
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    rule = ["---"] + ["---:"] * (len(heads) - 1)
-    return "\n".join("| " + " | ".join(row) + " |" for row in (heads, rule, *rows))

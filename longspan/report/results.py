@@ -7,9 +7,7 @@ from typing import Any
 from longspan.records import Evaluation, StepMetrics
 from longspan.report import numbers
 from longspan.report.scores import score_tables
-from longspan.report.tables import needle_tables, position_table, stage_table
-
-Rows = Sequence[Sequence[str]]
+from longspan.report.tables import markdown, needle_tables, position_table, stage_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,13 +36,13 @@ def results_page(results: Results) -> str:
     ]
     for found in needle_tables(results.evaluations):
         rows = [[numbers.length(n), *(_rate(cell) for cell in cells)] for n, cells in found.rows]
-        parts += [f"## Found: {found.probe}", _table(["tokens", *found.columns], rows)]
+        parts += [f"## Found: {found.probe}", markdown(["tokens", *found.columns], rows)]
     names, positions = position_table(results.evaluations)
     if positions:
         rows = [[place, *losses, tokens] for place, losses, tokens in positions]
         parts += [
             "## Loss by position, nats a token of whole held-out documents",
-            _table(["positions", *names, "tokens"], rows),
+            markdown(["positions", *names, "tokens"], rows),
         ]
     parts += _recalls(results.evaluations)
     panel = results.summary["short_panel"]
@@ -59,13 +57,13 @@ def results_page(results: Results) -> str:
             ]
             for task, v in panel.items()
         ]
-        parts += ["## Short benchmarks", _table(["benchmark", "before", "after", "change", "95 % interval"], rows)]
+        parts += ["## Short benchmarks", markdown(["benchmark", "before", "after", "change", "95 % interval"], rows)]
     for table in score_tables(results.evaluations):
         rows = [
             [task, *("" if cell is None else f"{cell.score} [{cell.interval}]" for cell in cells)]
             for task, cells, _, _ in table.rows
         ]
-        parts += [f"## Scores: {table.name}", _table(["task", *table.heads], rows)]
+        parts += [f"## Scores: {table.name}", markdown(["task", *table.heads], rows)]
     parts += [*_training(results.metrics), *_cost(results.cost)]
     parts += ["## How", *(f"- {note}" for note in results.notes), f"- seed {results.seed}"]
     parts.append("- versions: " + ", ".join(f"{name} {version}" for name, version in results.versions.items()))
@@ -82,11 +80,6 @@ def _joined(parts: Sequence[str]) -> list[str]:
         else:
             found.append(part)
     return found
-
-
-def _table(heads: Sequence[str], rows: Rows) -> str:
-    lines = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
-    return "\n".join([*lines, *("| " + " | ".join(cells) + " |" for cells in rows)])
 
 
 def _rate(cell: Any) -> str:
@@ -106,7 +99,7 @@ def _recalls(evaluations: Sequence[Evaluation]) -> list[str]:
             row.append(numbers.DASH if found is None else f"{found.logprob:.3f} (not there: {found.floor:.3f})")
         rows.append(row)
     heads = ["distance", *(evaluation.name for evaluation in ran)]
-    return ["## Recall by distance, nats a token of a random string", _table(heads, rows)]
+    return ["## Recall by distance, nats a token of a random string", markdown(heads, rows)]
 
 
 def _training(metrics: Sequence[StepMetrics]) -> list[str]:
@@ -123,7 +116,7 @@ def _training(metrics: Sequence[StepMetrics]) -> list[str]:
         for row in stage_table(metrics)
     ]
     heads = ["stage", "row", "steps", "tokens", "loss", "tokens/s", "time"]
-    return ["## Training", _table(heads, rows)] if rows else []
+    return ["## Training", markdown(heads, rows)] if rows else []
 
 
 def _cost(cost: Mapping[str, Any]) -> list[str]:
@@ -135,4 +128,4 @@ def _cost(cost: Mapping[str, Any]) -> list[str]:
         f"{cost['kwh']:.3f} kWh; at {cost['kwh_kg_co2']:g} kg CO2 a kWh: {cost['kg_co2']:.3f} kg. Prices, power and "
         "grid are assumptions."
     )
-    return ["## Cost", _table(["phase", "time of one GPU"], rows), text]
+    return ["## Cost", markdown(["phase", "time of one GPU"], rows), text]

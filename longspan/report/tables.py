@@ -1,6 +1,6 @@
 """The tables of the report, as rows of plain text."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -170,3 +170,9 @@ def _far_loss(evaluations: Sequence[Evaluation]) -> list[Tile]:
             remark="nats per held-out token",
         )
     ]
+
+
+def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown: the first column to the left, numbers to the right."""
+    rule = ["---", *["---:"] * (len(heads) - 1)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in (heads, rule, *rows))

@@ -202,8 +202,9 @@ def test_a_race_writes_table_picture_and_numbers(hunt, capsys):
     ("words", "code"),
     [
         (["--page", "x"], "cli.usage"),
-        (["{hunt}", "--page"], "cli.usage"),
+        (["{hunt}", "--page"], "cli.option"),
         (["{hunt}", "--page", "x"], "search.no-race"),
+        (["{hunt}", "--page=x"], "search.no-race"),
     ],
 )
 def test_a_page_needs_a_race(hunt, capsys, words, code):
