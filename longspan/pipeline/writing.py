@@ -65,6 +65,8 @@ class WriteRequest:
             raise refuse(f"there is no way {by!r} to write", "--by agent_write, or --by self_lengthen")
         if by == "agent_write" and "--wanted" in given:
             raise refuse("agent_write invents no instructions", "leave out --wanted, or take --by self_lengthen")
+        if by == "agent_write" and not folder and "--seed" in given:
+            raise refuse("agent_write draws nothing itself, and a server as it likes", "leave out --seed")
         numbers = {name: given.get(name, "0") for name in ("--wanted", "--seed")}
         if wrong := [name for name, number in numbers.items() if not number.isdecimal()]:
             raise refuse(f"{wrong[0]} is no whole number", f"{wrong[0]} 1")

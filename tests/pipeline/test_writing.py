@@ -155,7 +155,8 @@ def test_mistakes(server: Any, tmp_path: Path, capsys: Any) -> None:
         (["--to", "y", "--folder", "m", "--model", "m"], "--model is for a server"),
         (["--to", "y", "--by", "magic", *server_words], "no way 'magic'"),
         (["--to", "y", "--wanted", "3", *server_words], "invents no instructions"),
-        (["--to", "y", "--seed", "one", *server_words], "--seed is no whole number"),
+        (["--to", "y", "--seed", "3", *server_words], "draws nothing itself"),
+        (["--to", "y", "--by", "self_lengthen", "--seed", "one", *server_words], "--seed is no whole number"),
     ):
         assert cli.main(["write", "x.jsonl", *words]) == cli.MISTAKE
         assert said in capsys.readouterr().err
