@@ -15,6 +15,9 @@ from longspan.utils.errors import ConfigError, DataError
 from longspan.utils.stats import Group, holm, paired, paired_p
 from longspan.utils.values import canonical_sha256
 
+# What a key is made from but for the model and its number formats.
+QUESTION = ("task", "length", "context", "depth", "offset_tokens", "question", "gold_tokens", "seed")
+
 
 def rebuild(path: Path, key: str) -> dict[str, Any]:
     """The context and the question of one row of a run folder's `eval/*.rows.jsonl`, as text and as ids.
@@ -146,10 +149,14 @@ def changes(before: Path, after: Path) -> tuple[dict[str, Any], ...]:
 def _clusters(rows: Rows) -> dict[tuple[str, int], dict[str, Group]]:
     """By task and length the sum of scores and the number of questions of every context.
 
-    A context is known by its tokens, so that only the very same one is compared.
+    A context is known by its tokens, so that only the very same one is compared. Of several answers to one question, as
+    of models or number formats that came one after the other, the last one counts.
     """
-    found: dict[tuple[str, int], dict[str, Group]] = {}
+    last: dict[str, Row] = {}
     for row in rows:
+        last[canonical_sha256([row.get(name) for name in QUESTION])] = row
+    found: dict[tuple[str, int], dict[str, Group]] = {}
+    for row in last.values():
         if counts_as_score(row):
             mine = found.setdefault((row["task"].removeprefix("grid/"), row["length"]), {})
             total, count = mine.get(row["context"], (0.0, 0.0))

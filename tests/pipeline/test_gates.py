@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from longspan.pipeline import stages
+from longspan.pipeline.evalrows import short_differences
 from longspan.pipeline.gates import judged
 from longspan.pipeline.gatesettings import Gate
 from longspan.pipeline.recipe import Recipe
@@ -162,6 +163,16 @@ def test_a_planted_regression_of_short_benchmarks_does_not_pass(tmp_path: Path) 
     assert failed == [line for line in failed if line.startswith("short benchmarks")] != []
     _, failed = judged(gate, before=None, after=evaluation(97, {}), rows=rows)  # 97 of 100: at least 91.5 %
     assert len(failed) == 1
+
+
+def test_answers_of_an_earlier_attempt_do_not_count(tmp_path: Path) -> None:
+    """Rows that another model left in the file: the same questions, answered before."""
+    both = short_rows(tmp_path / "two", 47).read_text()
+    short_rows(tmp_path / "two", 90)
+    with (tmp_path / "two").open("a") as file:
+        file.write(both.replace("two", "again"))
+    found = short_differences(short_rows(tmp_path / "one", 50), tmp_path / "two")
+    assert found["all"][0] == pytest.approx(-0.03)
 
 
 @pytest.mark.parametrize(
