@@ -18,14 +18,17 @@ from longspan.rope.methods.proportional import Proportional
 from longspan.rope.methods.yarn import Yarn
 from longspan.utils.errors import ModelError
 
-# What transformers assumes when a file names no theta, by model type; 10,000 for the others.
-DEFAULT_THETAS = {"smollm3": 2_000_000.0}
-DEFAULT_THETA = 10_000.0
+DEFAULT_THETAS = {"smollm3": 2_000_000.0}  # by model type; 10,000 for the others
 
 KINDS = ("default", "dynamic", "linear", "llama3", "longrope", "proportional", "su", "yarn")
 
 Length = Annotated[int, Field(ge=2)]
 PairFactor = Annotated[float, Field(ge=1 / MOST_FACTOR, le=STILL)]
+
+
+def default_theta(model_type: str | None) -> float:
+    """The theta that transformers, and engines through it, assume when a file names none."""
+    return DEFAULT_THETAS.get(model_type or "", 10_000.0)
 
 
 def config_rope(frequencies: Frequencies, *, head_dim: int, mixed_window: bool = False) -> dict[str, Any]:
@@ -170,7 +173,7 @@ def _read(config: _Config) -> Frequencies:
         original = config.original_max_position_embeddings or scaling.original_max_position_embeddings or length
     base = RopeBase(
         rotary_dim=config.rotary_dim(scaling),
-        theta=scaling.rope_theta or config.rope_theta or DEFAULT_THETAS.get(config.model_type or "", DEFAULT_THETA),
+        theta=scaling.rope_theta or config.rope_theta or default_theta(config.model_type),
         trained_length=original,
     )
     match kind:

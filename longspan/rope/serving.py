@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from longspan.rope.export import default_theta
 from longspan.utils.errors import ModelError
 
-DEFAULT_THETA = 10_000.0
 NO_EXPERTS = "stops when it loads a Mellum without layers of experts"
 
 
@@ -91,7 +91,7 @@ def _settled(config: dict[str, Any]) -> _Rope:
     return _Rope(
         kind=keys.get("rope_type") or keys.get("type") or "default",
         keys=keys,
-        theta=float(keys.get("rope_theta") or config.get("rope_theta") or DEFAULT_THETA),
+        theta=float(keys.get("rope_theta") or config.get("rope_theta") or default_theta(config.get("model_type"))),
         dim=int(head_dim * share),
         longest=int(config["max_position_embeddings"]),
     )

@@ -63,6 +63,14 @@ def test_the_universal_form_is_read_to_the_last_bit(engine, method):
         assert found.attention_factor == frequencies.attention_factor
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_family_has_the_theta_that_its_files_leave_out(engine):
+    bare = {key: value for key, value in SIZES.items() if key != "rope_theta"}
+    for kind, theta in (("smollm3", 2e6), ("llama", 1e4)):
+        served = ENGINES[engine]({**bare, "model_type": kind}, 4096)
+        assert served.omegas.tolist() == pytest.approx(plain(theta=theta), rel=1e-6)
+
+
 def test_three_results_for_dynamic():
     config = config_of(rope_type="dynamic", factor=4.0)
     assert vllm(config, 16_384).omegas.tolist() == pytest.approx(plain(), rel=3e-7)  # scales nothing
