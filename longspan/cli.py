@@ -165,6 +165,9 @@ def _recipe_verb(verb: str, words: list[str], *, as_json: bool) -> tuple[int, di
             return OK, {"status": "ok"}
         raise ConfigError("cli.usage", f"{verb} needs a recipe", where=_usage(verb), fix="name a .toml file first")
     if verb == "eval" and words[0] in EVAL_WORDS and not Path(words[0]).exists():
+        if words[1:2] in (["-h"], ["--help"]):
+            print(_usage(f"eval {words[0]}"))
+            return OK, {"status": "ok"}
         return _eval_more(words[0], words[1:], as_json=as_json)
     typed = [verb, *words, *(["--json"] if as_json else [])]
     path, words = Path(words[0]), words[1:]

@@ -102,8 +102,9 @@ def test_a_mistake_ends_a_process_with_2_and_loads_no_model(job: Path) -> None:
 
 
 def test_help_of_every_verb(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for verb in ("run", "train", "eval", "export", "report", "init", "schema", "doctor", "fetch"):
-        assert cli.main([verb, "--help"]) == cli.OK
+    verbs = ("run", "train", "eval", "export", "report", "init", "schema", "doctor", "fetch")
+    for verb in (*verbs, *(f"eval {word}" for word in cli.EVAL_WORDS)):
+        assert cli.main([*verb.split(), "--help"]) == cli.OK
         assert capsys.readouterr().out.startswith(f"usage: longspan {verb}")
     assert cli.main([]) == cli.MISTAKE
     told = capsys.readouterr().out
