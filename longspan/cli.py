@@ -165,9 +165,6 @@ def _recipe_verb(verb: str, words: list[str], *, as_json: bool) -> tuple[int, di
             return OK, {"status": "ok"}
         raise ConfigError("cli.usage", f"{verb} needs a recipe", where=_usage(verb), fix="name a .toml file first")
     if verb == "eval" and words[0] in EVAL_WORDS and not Path(words[0]).exists():
-        if words[1:2] in (["-h"], ["--help"]):
-            print(_usage(f"eval {words[0]}"))
-            return OK, {"status": "ok"}
         return _eval_more(words[0], words[1:], as_json=as_json)
     typed = [verb, *words, *(["--json"] if as_json else [])]
     path, words = Path(words[0]), words[1:]
@@ -283,6 +280,10 @@ def _follow(work: Callable[[], Any], *, rank: int) -> int:
 
 
 def _eval_more(what: str, words: list[str], *, as_json: bool) -> tuple[int, dict[str, Any]]:
+    if words[:1] in (["-h"], ["--help"]):
+        print(_usage(f"eval {what}"))
+        return OK, {"status": "ok"}
+
     from longspan.pipeline.evalverbs import eval_verb
     from longspan.screen import Screen
     from longspan.train.signals import stop_on_signals
