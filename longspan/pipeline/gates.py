@@ -34,6 +34,7 @@ def train_through(job: Job) -> None:
         if closed is None:
             return
         _judge(job, closed)
+        job.observer.phase("train", skipped=False)  # so that its steps are not told as the gate's
 
 
 def _closed(job: Job) -> int | None:
