@@ -50,6 +50,12 @@ def load(folder: Path | str, *, device: torch.device | str = "cpu", dtype: torch
     return decoder
 
 
+def load_to_read(folder: Path | str, device: torch.device | str) -> Decoder:
+    """A decoder that is asked and not trained: weights in bfloat16 on a GPU, in float32 elsewhere. Raises as `load`."""
+    dtype = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
+    return load(folder, device=device, dtype=dtype).requires_grad_(False).eval()
+
+
 class Unread:
     """A decoder that was loaded on "meta", whose weights come out of its files part by part, as they are asked for.
 

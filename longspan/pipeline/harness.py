@@ -11,7 +11,7 @@ import torch
 from longspan.data.tokenize import load_tokenizer, plain_encode, separator_id
 from longspan.eval.context import DecoderReader
 from longspan.eval.harness import Answers
-from longspan.model.weights import load
+from longspan.model.weights import load_to_read
 from longspan.utils.errors import ConfigError
 
 NAME = "longspan"
@@ -71,7 +71,7 @@ class HarnessModel:
         del batch_size, max_batch_size
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         tokenizer = load_tokenizer(Path(model))
-        decoder = load(model, device=place, dtype=torch.bfloat16 if place.type == "cuda" else torch.float32).eval()
+        decoder = load_to_read(model, place)
         self._encode, self._name = plain_encode(tokenizer), model.replace("/", "__")
         self._answers = Answers(
             DecoderReader(decoder),

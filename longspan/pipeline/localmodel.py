@@ -11,7 +11,7 @@ from longspan.data.rows import digest
 from longspan.data.tokenize import load_tokenizer
 from longspan.engine.prefill import Branches, Prefill
 from longspan.model.folder import read_plain
-from longspan.model.weights import load
+from longspan.model.weights import load_to_read
 
 TEMPERATURE, TOP_P = 0.7, 0.8
 
@@ -33,7 +33,7 @@ class LocalModel:
         temperature: float = TEMPERATURE,
         gpu: bool = True,
     ) -> None:
-        self._decoder = load(folder, device="cuda" if gpu and torch.cuda.is_available() else "cpu").eval()
+        self._decoder = load_to_read(folder, "cuda" if gpu and torch.cuda.is_available() else "cpu")
         settings, template = read_plain(folder / "tokenizer_config.json"), folder / "chat_template.jinja"
         if template.exists():  # where newer versions of transformers write it
             settings["chat_template"] = template.read_text(encoding="utf-8")

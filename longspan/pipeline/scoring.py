@@ -11,7 +11,7 @@ from torch.nn import functional
 from longspan.data.filters.base import Ids, Tools
 from longspan.data.tokenize import encode_document, load_tokenizer
 from longspan.model.decoder import Decoder
-from longspan.model.weights import load
+from longspan.model.weights import load_to_read
 
 PASS_TOKENS = 8_192  # of one forward pass
 
@@ -21,7 +21,7 @@ def scoring_tools(folder: Path, *, gpu: bool) -> Tools:
 
     Raises `ModelError` and `DataError` for a folder that will not load.
     """
-    decoder = load(folder, device="cuda" if gpu and torch.cuda.is_available() else "cpu").eval()
+    decoder = load_to_read(folder, "cuda" if gpu and torch.cuda.is_available() else "cpu")
     tokenizer = load_tokenizer(folder, vocabulary=decoder.shape.vocabulary)
 
     def encode(text: str) -> Ids:

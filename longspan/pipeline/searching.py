@@ -9,11 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from longspan.data.tokenize import plain_encode
 from longspan.model.decoder import Decoder
-from longspan.model.weights import load
+from longspan.model.weights import load, load_to_read
 from longspan.pipeline.exportcheck import save_checked
 from longspan.pipeline.job import Job
 from longspan.pipeline.judging import PASS_TOKENS, DecoderJudge, Texts, rope_base
@@ -79,8 +77,7 @@ class Searcher:
                 where="recipe: model.new",
                 fix="train it, export it, and search on the export",
             )
-        dtype = torch.bfloat16 if self.job.device.type == "cuda" else torch.float32
-        return load(model, device=self.job.device, dtype=dtype)
+        return load_to_read(model, self.job.device)
 
     @property
     def pass_tokens(self) -> int:
@@ -209,6 +206,8 @@ def _ship(searcher: Searcher, space: Space, outcome: Outcome) -> Path:
         shutil.rmtree(fresh, ignore_errors=True)
     # A window_result is of another search, for the model that is trained.
     export = job.recipe.export.model_copy(update={"window_result": None})
+    if searcher.settings.window and not export.mixed_window:
+        job.observer.warn("the factors of the window are not in the export: export.mixed_window = true writes them")
     save_checked(decoder, fresh, export, warn=job.observer.warn)
     with storage_errors(final):
         shutil.rmtree(final, ignore_errors=True)

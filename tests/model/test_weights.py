@@ -233,3 +233,23 @@ def test_memory_of_load_is_the_model_and_one_tensor(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(Entry, "read", counted)
     load(tmp_path / "out", dtype=torch.bfloat16)
     assert len(alive) == len(list(new().parameters()))
+
+
+def test_what_is_only_asked_has_no_gradients_and_the_type_of_its_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from longspan.model import weights
+
+    save(new(), tmp_path / "out")
+    decoder = weights.load_to_read(tmp_path / "out", "cpu")
+    assert {weight.dtype for weight in decoder.parameters()} == {torch.float32}
+    assert not any(weight.requires_grad for weight in decoder.parameters())
+    asked: list[torch.dtype] = []
+
+    def noted(folder: Path, *, device: str, dtype: torch.dtype) -> Decoder:
+        asked.append(dtype)
+        return new()
+
+    monkeypatch.setattr(weights, "load", noted)
+    weights.load_to_read(tmp_path / "out", "cuda")
+    assert asked == [torch.bfloat16]
