@@ -10,13 +10,12 @@ from longspan.data.curate import MANIFEST
 from longspan.data.curricula.base import Slots, StageText
 from longspan.data.tokenize import plain_encode
 from longspan.pipeline.job import Job
-from longspan.pipeline.recipe import Recipe
+from longspan.pipeline.recipe import MOST_STAGES, Recipe
 from longspan.pipeline.texts import chat_format, data_sha256
 from longspan.utils.errors import DataError
 from longspan.utils.files import read_json, write_atomic
 from longspan.utils.values import canonical_sha256
 
-MOST_STAGES = 64  # of a recipe: the rows of its repeats are drawn under keys beyond
 HARMLESS = ("hidden", "link-inside")  # set aside by rule, without anything amiss
 
 
@@ -41,34 +40,38 @@ def short_documents(recipe: Recipe, stores: Stores) -> list[str]:
 
 def stage_slots(job: Job) -> list[Slots]:
     """The rows of every stage, in the order of its curriculum, with its canaries planted."""
-    return [_slots(job, stage, key=stage) for stage in range(len(job.recipe.stages))]
+    return _slots(job, [(stage, stage) for stage in range(len(job.recipe.stages))])
 
 
 def round_slots(job: Job) -> list[Slots]:
     """The rows of every stage in the order of training; one that its gate has sent back gets others."""
     order = job.round_stages
-    return [
-        _slots(job, stage, key=stage + MOST_STAGES * order[:number].count(stage)) for number, stage in enumerate(order)
-    ]
+    keys = [stage + MOST_STAGES * order[:number].count(stage) for number, stage in enumerate(order)]
+    return _slots(job, list(zip(order, keys, strict=True)))
 
 
-def _slots(job: Job, number: int, *, key: int) -> Slots:
-    """The rows of a stage; `key` decides what is drawn."""
+def _slots(job: Job, wanted: Sequence[tuple[int, int]]) -> list[Slots]:
+    """The rows of each (stage, key); the key decides what is drawn."""
     store, encode, chat = job.stores().train, plain_encode(job.tokenizer()), chat_format(job)
-    stage, plan = job.recipe.stages[number], job.plans[number]
-    text = StageText(
-        store=store,
-        length=stage.length,
-        mix=stage.mix,
-        steps=plan.steps,
-        slots_per_step=plan.rows_per_step,
-        seed=job.recipe.seed,
-        stage=key,
-        encode=encode,
-        answers=None if chat is None else chat.answers,
-    )
-    slots = stage.curriculum.slots(text)
-    return slots if stage.canaries is None else WithCanaries(slots, _insertions(job, stage.canaries, slots, text))
+    found: list[Slots] = []
+    for number, key in wanted:
+        stage, plan = job.recipe.stages[number], job.plans[number]
+        text = StageText(
+            store=store,
+            length=stage.length,
+            mix=stage.mix,
+            steps=plan.steps,
+            slots_per_step=plan.rows_per_step,
+            seed=job.recipe.seed,
+            stage=key,
+            encode=encode,
+            answers=None if chat is None else chat.answers,
+        )
+        slots = stage.curriculum.slots(text)
+        if stage.canaries is not None:
+            slots = WithCanaries(slots, _insertions(job, stage.canaries, slots, text))
+        found.append(slots)
+    return found
 
 
 def _insertions(job: Job, settings: CanarySettings, slots: Slots, text: StageText) -> tuple[Insertion, ...]:

@@ -33,6 +33,7 @@ else:  # the choices are the files of a folder, known at run time only
     TaskChoice = any_kind("longspan.eval.tasks")
     TrackerChoice = any_kind("longspan.train.trackers")
 
+MOST_STAGES = 64  # also what parts the rows of a stage's repeats: they are drawn under keys beyond
 Count = Annotated[int, Field(gt=0)]
 
 
@@ -197,7 +198,7 @@ class Recipe(Settings):
     model: ModelChoice
     lora: LoraSettings | None = None
     data: DataSettings
-    stages: Annotated[tuple[Stage, ...], Field(min_length=1, max_length=64)]
+    stages: Annotated[tuple[Stage, ...], Field(min_length=1, max_length=MOST_STAGES)]
     train: TrainSettings = TrainSettings()
     engine: EngineSettings = EngineSettings()
     parallel: ParallelSettings = ParallelSettings()

@@ -29,7 +29,8 @@ def train_here(job: Job, plans: Sequence[StagePlan]) -> None:
         write_json(job.folder.identity, job.train_inputs)
     metrics = MetricsFile(job.folder.metrics) if job.leads else None
     rank = 0 if job.world is None else job.world.launch.rank
-    tracking, stages = _tracking(job), job.round_stages
+    # Verdicts of gates are files, and do not change until this returns.
+    tracking, stages, total_tokens = _tracking(job), job.round_stages, job.total_tokens
 
     def batches(stage: int, first_row: int, count: int) -> Batch:
         slots = [rows[stage].slot(first_row + index) for index in range(count)]
@@ -42,7 +43,7 @@ def train_here(job: Job, plans: Sequence[StagePlan]) -> None:
         metrics.write(step)
         if tracking is not None:
             tracking.observe(step)
-        job.observer.step(step, step_tokens=plans[step.stage].tokens_per_step, total_tokens=job.total_tokens)
+        job.observer.step(step, step_tokens=plans[step.stage].tokens_per_step, total_tokens=total_tokens)
 
     def where() -> str:
         return f"recipe: stages.{stages[engines.plan.index]} (length {engines.plan.length:,})"
