@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from longspan.eval.context import DecoderReader
+from longspan.eval.continuations import each_context_once, scores_behind
 from longspan.eval.desk import Decode
-from longspan.probes import Branch, Encode, Item
+from longspan.probes import Encode
 
 Pair = tuple[Sequence[int], Sequence[int]]  # a context and what may follow it
 
@@ -26,14 +27,10 @@ class Answers:
 
         A context that several continuations share is read once.
         """
-        groups: dict[tuple[int, ...], list[int]] = {}
-        for at, (context, _) in enumerate(pairs):
-            groups.setdefault(tuple(context), []).append(at)
-        found: dict[int, tuple[float, bool]] = {}
-        for context, members in groups.items():
-            for at, score in zip(members, self._scores(context, [pairs[at][1] for at in members]), strict=True):
-                found[at] = score
-        return [found[at] for at in range(len(pairs))]
+        return each_context_once(
+            [context for context, _ in pairs],
+            lambda context, places: self._scores(context, [pairs[place][1] for place in places]),
+        )
 
     def whole(self, text: str) -> float:
         """Log-probability of a text from its first token on, in one pass whatever its length; 0 for no text."""
@@ -61,12 +58,5 @@ class Answers:
         if len(context) == 1:  # the last token of a context asks, and nothing is left to be read before it
             scores = [self._reader.score_after_token(context[0], answer) for answer in answers]
             return [(score.logprob, score.hit) for score in scores if score.logprob is not None]
-        room = 1 + max(map(len, answers))
-        reading = self._reader.read(np.array(context[:-1], dtype=np.int64), room_tokens=room)
-        item = Item(question="", answer="")
-        branches = [
-            Branch(item=item, depth=1.0, offset_tokens=0, question=(context[-1],), answer=tuple(answer))
-            for answer in answers
-        ]
-        scores = reading.score(branches)
+        scores = scores_behind(self._reader, context[:-1], context[-1], answers)
         return [(score.logprob, score.hit) for score in scores if score.logprob is not None]

@@ -13,12 +13,13 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
+from longspan.eval.continuations import each_context_once, scores_behind
 from longspan.eval.desk import Desk, Material
 from longspan.eval.rows import Row, ids_sha256
 from longspan.eval.tasks._benchmarks import Choice, Question, benchmark
 from longspan.eval.tasks.base import Findings, Task
 from longspan.eval.text import Documents
-from longspan.probes import Branch, Context, Item
+from longspan.probes import Context
 from longspan.utils.errors import DataError
 
 
@@ -144,26 +145,19 @@ def _scores(
 
     Candidates that share a context are asked of one reading of it.
     """
-    found: dict[int, tuple[float, bool]] = {}
-    groups: dict[bytes, list[int]] = {}
-    for at, context in enumerate(tokens):
-        groups.setdefault(context.tobytes(), []).append(at)
-    for group in groups.values():
-        context = tokens[group[0]]
+
+    def ask(context: tuple[int, ...], places: list[int]) -> list[tuple[float, bool]]:
         # The last token asks; a newline stands before one that nothing else does.
-        head = context[:-1] if len(context) > 1 else _ids(desk.material, "\n")
-        last = tuple(context[-1:].tolist())
-        reading = desk.reader.read(head, room_tokens=1 + max(len(answers[at]) for at in group))
-        item = Item(question="", answer="")
-        branches = [
-            Branch(item=item, depth=1.0, offset_tokens=0, question=last, answer=tuple(answers[at])) for at in group
-        ]
-        for at, score in zip(group, reading.score(branches), strict=True):
+        head = context[:-1] or _ids(desk.material, "\n").tolist()
+        found = []
+        for score in scores_behind(desk.reader, head, context[-1], [answers[place] for place in places]):
             if score.logprob is None:
                 raise DataError(
                     "eval.short-reader",
                     "short benchmarks need log-probabilities, which a server does not give",
                     fix="evaluate the model's folder",
                 )
-            found[at] = score.logprob, score.hit
-    return [found[at] for at in range(len(tokens))]
+            found.append((score.logprob, score.hit))
+        return found
+
+    return each_context_once([context.tolist() for context in tokens], ask)
